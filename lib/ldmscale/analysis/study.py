@@ -1,0 +1,63 @@
+"""What a reader must know to read a number: which study, which models, which data, features and sample counts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pandas as pd
+
+SAMPLER_NAMES = {"ddim": "DDIM", "ddpm": "DDPM", "dpmpp2m": "DPM-Solver++"}
+
+
+@dataclass(frozen=True)
+class StudyInfo:
+    """The study behind a table of scores.
+
+    ``data`` names the images and captions in words, ``fid_features`` and ``clip_features`` the networks behind the two
+    metrics; ``n_heldout`` and ``n_tuning`` count prompts (one image each), ``image_size`` is in pixels a side.
+    """
+
+    name: str
+    data: str
+    fid_features: str
+    clip_features: str
+    n_heldout: int
+    n_tuning: int
+    image_size: int
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """A member of the family: width, U-Net parameters, GFLOPs (2 FLOPs a multiply-accumulate) of one evaluation.
+
+    ``norm_cost`` is ``gflops`` relative to the study's reference model (filters = 320 in the paper).
+    """
+
+    name: str
+    filters: int
+    params: int
+    gflops: float
+    norm_cost: float
+
+
+def models_of(scores: pd.DataFrame) -> list[ModelInfo]:
+    """The models in a scores table, smallest first."""
+    columns = ["model", "filters", "params", "gflops", "norm_cost"]
+    unique = scores[columns].drop_duplicates("model").sort_values(["params", "model"])
+    return [
+        ModelInfo(str(r.model), int(r.filters), int(r.params), float(r.gflops), float(r.norm_cost))
+        for r in unique.itertuples()
+    ]
+
+
+def format_count(n: float, digits: int = 3) -> str:
+    """``n`` to ``digits`` significant digits with k, M, G or T: 865_900_000 is ``866M``, 4_900_200_000 ``4.9G``."""
+    for scale, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(n) >= scale * (1 - 0.5 * 10**-digits):
+            return f"{float(f'{n / scale:.{digits}g}'):g}{unit}"
+    return f"{n:.{digits}g}"
+
+
+def format_params(params: int) -> str:
+    """A parameter count in the paper's style: ``39M``, ``866M``, ``2.2B``; below a million ``48k``."""
+    return format_count(params, 2 if params >= 1e9 else 3).replace("G", "B")

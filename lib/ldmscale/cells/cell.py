@@ -1,0 +1,67 @@
+"""A cell: one measurement of the study, and the path that is its identity."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+
+from ldmscale.errors import UserError
+
+TASKS = ("t2i",)
+LEVELS = ("task", "model", "weights", "sampler", "steps", "cfg")
+
+
+@dataclass(frozen=True, order=True)
+class Cell:
+    """One measurement: ``model`` with ``weights`` (``stage-step``), sampled in ``steps`` at guidance ``cfg``.
+
+    ``cfg`` is g in eps_null + g (eps_cond - eps_null); 1 is unguided. The prompts and starting noises are the same
+    for every cell of a task, so cells compare pairwise.
+    """
+
+    task: str
+    model: str
+    weights: str
+    sampler: str
+    steps: int
+    cfg: float
+
+    @property
+    def path(self) -> str:
+        """``task=t2i/model=145M/weights=pretrain-500000/sampler=ddim/steps=50/cfg=7.5``."""
+        return self.prefix("cfg")
+
+    def prefix(self, level: str) -> str:
+        """The path down to ``level``, one of :data:`LEVELS`."""
+        names = LEVELS[: LEVELS.index(level) + 1]
+        return "/".join(f"{name}={_text(getattr(self, name))}" for name in names)
+
+    @property
+    def train_step(self) -> int:
+        """The optimiser step of ``weights``."""
+        return int(self.weights.rpartition("-")[2])
+
+    @classmethod
+    def parse(cls, path: str) -> Cell:
+        """The cell whose :attr:`path` is ``path``; ``UserError`` if it is not written exactly so."""
+        pairs = [part.partition("=") for part in path.strip("/").split("/")]
+        if [name for name, _, _ in pairs] != list(LEVELS):
+            raise UserError(f"'{path}' is not a cell: write {'/'.join(f'{name}=...' for name in LEVELS)}")
+        values = {name: value for name, _, value in pairs}
+        try:
+            cell = cls(**{f.name: _CASTS.get(f.name, str)(values[f.name]) for f in fields(cls)})
+        except ValueError:
+            raise UserError(f"'{path}' is not a cell: steps must be a whole number and cfg a number") from None
+        if cell.path != path.strip("/"):
+            raise UserError(f"'{path}' is not how that cell is written: use '{cell.path}'")
+        return cell
+
+    def at(self, **changes: object) -> Cell:
+        """This cell with some coordinates changed."""
+        return replace(self, **changes)
+
+
+_CASTS = {"steps": int, "cfg": float}
+
+
+def _text(value: object) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)

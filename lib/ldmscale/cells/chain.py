@@ -1,0 +1,149 @@
+"""What each stage depends on, and the digest that follows: the parts of the config a rule gets as its ``params``.
+
+``Chain(study).<stage>()`` returns a plain dict: the part of the config that changes the stage's output, the digests of
+the stages it reads under ``inputs``, and its own under ``digest``. It is a pure function of the config and of the
+bytes of the files that the config names.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+from ldmscale.cells.cell import Cell
+from ldmscale.cells.plan import Plan
+from ldmscale.config.study import Study
+from ldmscale.provenance import digest, file_digest
+
+
+class Chain:
+    """Params and digests of every stage of ``plan``'s study."""
+
+    def __init__(self, plan: Plan):
+        self.plan = plan
+        self.study: Study = plan.study
+        self.config = plan.study.config
+        self.pretrain = lru_cache(maxsize=None)(self._pretrain)
+        self._common = lru_cache(maxsize=None)(self._stage)
+
+    def __getitem__(self, stage: str) -> dict[str, Any]:
+        """Params of a stage that the study has once: data, tokenizer, autoencoder, clip, latents, prompts, reference."""
+        return self._common(stage)
+
+    def _stage(self, stage: str) -> dict[str, Any]:
+        return getattr(self, f"_{stage}")()
+
+    def _make(self, stage: str, inputs: tuple[str, ...] = (), **params: Any) -> dict[str, Any]:
+        params = {**params, "inputs": {name: self[name]["digest"] for name in inputs}}
+        return {**params, "digest": digest(stage, params)}
+
+    def _data(self) -> dict[str, Any]:
+        data = self.config["data"]
+        sources = {"train": data["train"], "evaluation": data["evaluation"]}
+        files = {k: file_digest(s["annotations"]) for k, s in sources.items() if s and "annotations" in s}
+        return self._make("data", **sources, seed=self.study.seed, image_size=data["image_size"],
+                          counts=data["counts"], shard=data["shard"], files=files)  # fmt: skip
+
+    def _tokenizer(self) -> dict[str, Any]:
+        return self._make("tokenizer", ("data",), **self.config["tokenizer"])
+
+    def _autoencoder(self) -> dict[str, Any]:
+        section = self.config["autoencoder"]
+        if section["weights"]:
+            return self._make("autoencoder", net=self.study.autoencoder_params(), weights=section["weights"],
+                              file=file_digest(section["weights"]))  # fmt: skip
+        return self._make("autoencoder", ("data",), net=self.study.autoencoder_params(), weights=None,
+                          kl_weight=section["kl_weight"], train=section["train"], seed=self.study.seed)  # fmt: skip
+
+    def _clip(self) -> dict[str, Any]:
+        section = self.config["clip"]
+        if section["weights"]:
+            return self._make("clip", ("tokenizer",), net=self.study.clip_params(), weights=section["weights"],
+                              file=file_digest(section["weights"]))  # fmt: skip
+        return self._make("clip", ("data", "tokenizer"), net=self.study.clip_params(), weights=None,
+                          train=section["train"], seed=self.study.seed)  # fmt: skip
+
+    def _latents(self) -> dict[str, Any]:
+        return self._make("latents", ("data", "tokenizer", "autoencoder", "clip"),
+                          ae=self.study.autoencoder_params(), clip=self.study.clip_params())  # fmt: skip
+
+    def _prompts(self) -> dict[str, Any]:
+        return self._make("prompts", ("data", "tokenizer", "clip"), gallery=self.config["gallery"],
+                          clip=self.study.clip_params())  # fmt: skip
+
+    def _reference(self) -> dict[str, Any]:
+        return self._make("reference", ("data", "clip"), clip=self.study.clip_params(), features=self._features())
+
+    def _features(self) -> dict[str, Any]:
+        path = self.config["metrics"]["inception"]
+        return {"inception": path, "file": file_digest(path) if path else None}
+
+    def _pretrain(self, model: str) -> dict[str, Any]:
+        settings = dict(self.study.models[model].pretrain)
+        extent = {key: settings.pop(key) for key in ("steps", "checkpoints")}
+        params = {"net": self.study.unet_params(model), "train": settings, "diffusion": self.config["diffusion"],
+                  "seed": self.study.seed, "inputs": {"latents": self["latents"]["digest"]}}  # fmt: skip
+        # The learning rate is constant after warm-up, so a longer run passes through the shorter one's states:
+        # how far to train is not part of what a trajectory is.
+        return {**params, **extent, "digest": digest("pretrain", params)}
+
+    def weights(self, cell: Cell) -> str:
+        """Digest of the weights that ``cell`` samples from."""
+        return digest("weights", self.pretrain(cell.model)["digest"], cell.train_step)
+
+    def cell(self, cell: Cell) -> dict[str, Any]:
+        """A cell's path, whether it is scored, and its digest."""
+        scored = self.plan.is_scored(cell)
+        counts = self.config["data"]["counts"]
+        inputs = [self.weights(cell), self["autoencoder"]["digest"], self["latents"]["digest"], self["prompts"]["digest"]]
+        spacing = self.config["sampling"]["spacing"][cell.sampler]
+        made = digest("cell", cell.path, scored, spacing, self.config["diffusion"], self.study.seed, counts, inputs)
+        return {"path": cell.path, "scored": scored, "spacing": spacing, "digest": made}
+
+    def generate(self, prefix: str) -> dict[str, Any]:
+        """Params of the generation job ``prefix``: its cells and what all of them share."""
+        cells = [self.cell(cell) for cell in self.plan.under(prefix)]
+        model = self.plan.under(prefix)[0].model
+        return {"cells": cells, "net": self.study.unet_params(model), "ae": self.study.autoencoder_params(),
+                "diffusion": self.config["diffusion"], "seed": self.study.seed, "latent_size": self.study.latent_size,
+                "batch": self.config["sampling"]["batch"],
+                "inputs": {name: self[name]["digest"] for name in ("autoencoder", "latents", "prompts")}
+                | {"pretrain": self.pretrain(model)["digest"]},
+                "digest": digest("cell", [c["digest"] for c in cells])}  # fmt: skip
+
+    def score(self, prefix: str) -> dict[str, Any]:
+        """Params of the scoring job ``prefix``."""
+        made = [self.cell(cell) for cell in self.plan.under(prefix) if self.plan.is_scored(cell)]
+        common = {"features": self._features(), "replicates": self.config["metrics"]["replicates"],
+                  "seed": self.study.seed, "clip": self.study.clip_params(),
+                  "inputs": {name: self[name]["digest"] for name in ("clip", "prompts", "reference")}}  # fmt: skip
+        cells = [{**c, "score_digest": digest("score", common, c["digest"])} for c in made]
+        return {**common, "cells": cells, "keep_images": self.config["sampling"]["keep_images"], "digest": digest("score", [c["score_digest"] for c in cells])}  # fmt: skip
+
+    def scores(self) -> dict[str, Any]:
+        """Params of gathering: every scoring job's digest, and what turns a cell into a row of the table."""
+        jobs = {prefix: self.score(prefix)["digest"] for prefix in self.plan.scoring_jobs()}
+        family = {"models": {m: self.study.unet_params(m) for m in self.study.models},
+                  "reference_filters": self.config["reference_filters"], "latent_size": self.study.latent_size,
+                  "ae": self.study.autoencoder_params(), "clip": self.study.clip_params(),
+                  "batch": {name: m.pretrain["batch"] for name, m in self.study.models.items()}}  # fmt: skip
+        return {"jobs": jobs, "family": family, "digest": digest("scores", jobs, family)}
+
+    def report(self, *experiments: str) -> dict[str, Any]:
+        """Params of what reads the table alone: how the study is labelled, and the digests of what it shows."""
+        cells = [self.cell(cell)["digest"] for name in experiments for cell in self.plan.experiments[name]]
+        label = {"study": self.study.name, "counts": self.config["data"]["counts"],
+                 "sources": [self.config["data"]["train"], self.config["data"]["evaluation"]],
+                 "image_size": self.config["data"]["image_size"]}  # fmt: skip
+        paths = {name: [cell.path for cell in self.plan.experiments[name]] for name in experiments}
+        return {"label": label, "experiments": paths, "cells": digest("figure", cells), "scores": self.scores()["digest"]}
+
+    def figure(self, figure: str) -> dict[str, Any]:
+        """Params of a figure: its settings, the experiments that it shows, and the network for Fig. 2."""
+        settings = self.config["figures"][figure]
+        shown = [settings[key] for key in ("experiment", "baseline") if key in settings]
+        largest = list(self.study.models)[-1]
+        network = {"name": largest, "unet": self.study.unet_params(largest), "latent_size": self.study.latent_size,
+                   "context_length": self.config["tokenizer"]["context_length"]}  # fmt: skip
+        return {**self.report(*shown), "settings": settings, "dpi": self.config["dpi"], "gallery": self.config["gallery"],
+                "network": None if shown else network}  # fmt: skip

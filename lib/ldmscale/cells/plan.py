@@ -1,0 +1,83 @@
+"""Experiments → cells → jobs, as pure functions of the config."""
+
+from __future__ import annotations
+
+from itertools import product
+
+from ldmscale.cells.cell import LEVELS, Cell
+from ldmscale.cells.cost import norm_costs, steps_at_cost
+from ldmscale.config.study import Study
+from ldmscale.errors import UserError
+
+
+def expand(study: Study, name: str) -> list[Cell]:
+    """The cells of experiment ``name``: a product over its axes, in the order model, weights, sampler, steps, CFG.
+
+    With ``costs`` in place of ``steps``, each model's step counts follow from its normalised cost.
+    """
+    spec = study.config["experiments"][name]
+    models = list(study.models) if spec["models"] == "all" else spec["models"]
+    weights = study.checkpoints if spec["weights"] == "all" else study.checkpoints[-1:]
+    costs = norm_costs(study)
+    cells: dict[Cell, None] = {}  # ordered, and without the repeats that rounding makes of nearby costs
+    for model in models:
+        steps = spec["steps"] if "steps" in spec else [
+            min(steps_at_cost(cost, costs[model]), study.config["diffusion"]["steps"] - 1)
+            for cost in spec["costs"]
+        ]
+        for w, sampler, s, cfg in product(weights, spec["samplers"], steps, spec["cfg"]):
+            cells[Cell("t2i", model, w, sampler, s, float(cfg))] = None
+    return list(cells)
+
+
+class Plan:
+    """Every cell of a study, which of them are scored, and the jobs that make them.
+
+    A job is named by a prefix of its cells' paths. Generation is cut at ``sampling.cells_per_job`` and scoring at the
+    model; any longer prefix, down to one cell, can be asked for as well.
+    """
+
+    def __init__(self, study: Study):
+        self.study = study
+        self.experiments = {
+            name: expand(study, name) for name, spec in study.config["experiments"].items() if spec is not None
+        }
+        scored = [name for name in self.experiments if study.config["experiments"][name]["scored"]]
+        self.cells = list(dict.fromkeys(cell for cells in self.experiments.values() for cell in cells))
+        self.scored = set().union(*(self.experiments[name] for name in scored)) if scored else set()
+        self._by_prefix: dict[str, list[Cell]] = {}
+        for cell in self.cells:
+            for level in LEVELS[1:]:
+                self._by_prefix.setdefault(cell.prefix(level), []).append(cell)
+
+    def under(self, prefix: str) -> list[Cell]:
+        """The planned cells under ``prefix``; a whole cell path outside the plan stands for itself (and is scored).
+
+        Raises:
+            UserError: no planned cell has this prefix and it is no cell of this study's models and checkpoints.
+        """
+        if prefix in self._by_prefix:
+            return self._by_prefix[prefix]
+        cell = Cell.parse(prefix)
+        known = {"task": ("t2i",), "model": self.study.models, "weights": self.study.checkpoints,
+                 "sampler": self.study.config["sampling"]["spacing"]}  # fmt: skip
+        for name, values in known.items():
+            if getattr(cell, name) not in values:
+                raise UserError(f"'{prefix}': {name} '{getattr(cell, name)}' is not in this study ({', '.join(values)})")
+        return [cell]
+
+    def is_scored(self, cell: Cell) -> bool:
+        """Whether ``cell`` draws the tuning and held-out prompts, beside the gallery."""
+        return cell in self.scored or cell.path not in self._by_prefix
+
+    def generation_jobs(self, prefix: str | None = None) -> list[str]:
+        """Prefixes of the generation jobs, of the whole study or those that ``prefix`` needs."""
+        cells = self.cells if prefix is None else self.under(prefix)
+        level = self.study.config["sampling"]["cells_per_job"]
+        if prefix is not None and prefix.count("/") >= LEVELS.index(level):
+            return [prefix]
+        return list(dict.fromkeys(cell.prefix(level) for cell in cells))
+
+    def scoring_jobs(self) -> list[str]:
+        """Prefixes of the scoring jobs: one a model."""
+        return list(dict.fromkeys(cell.prefix("model") for cell in self.cells if cell in self.scored))

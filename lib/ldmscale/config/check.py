@@ -1,0 +1,156 @@
+"""Refuses a bad config before any job starts, naming the key and what would be right."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import jsonschema
+
+from ldmscale.errors import UserError
+
+
+def check(config: dict, schema_path: str | Path) -> None:
+    """Check ``config`` against the JSON schema and against what a schema cannot say.
+
+    Raises:
+        UserError: one sentence for every problem found, each naming its key.
+    """
+    schema = json.loads(Path(schema_path).read_text())
+    problems = [_sentence(e) for e in jsonschema.Draft202012Validator(schema).iter_errors(config)]
+    # The rules below take the types for granted.
+    problems = problems or list(_rules(config))
+    if problems:
+        raise UserError("config: " + "\nconfig: ".join(problems))
+
+
+def _sentence(error: jsonschema.ValidationError) -> str:
+    key = error.json_path.removeprefix("$.").removeprefix("$") or "the top level"
+    if error.validator == "anyOf":
+        # Of the alternatives, the one whose type fits says what is wrong.
+        nested = [e for e in error.context if e.validator != "type" and e.validator != "const"] or error.context
+        return _sentence(nested[0])
+    if error.validator == "additionalProperties":
+        known = sorted(error.schema.get("properties", {}))
+        unknown = sorted(set(error.instance) - set(known))
+        return f"unknown key '{unknown[0]}' at {key}; known keys there: {', '.join(known)}"
+    if error.validator == "propertyNames" or "propertyNames" in error.absolute_schema_path:
+        return f"unknown name '{error.instance}' at {key}; {error.message}"
+    if error.validator == "required":
+        missing = next(k for k in error.validator_value if k not in error.instance)
+        return f"{key} lacks the key '{missing}'"
+    if error.validator == "oneOf":
+        return f"{key} needs exactly one of: {', '.join(r['required'][0] for r in error.validator_value)}"
+    if error.validator == "minItems":
+        return f"{key} must not be empty"
+    if error.validator == "type":
+        expected = error.validator_value if isinstance(error.validator_value, str) else " or ".join(error.validator_value)
+        hint = ""
+        if isinstance(error.instance, str) and expected in ("number", "integer") and _is_number(error.instance):
+            hint = " (YAML reads a number like 1e-4 as text: write 1.0e-4)"
+        return f"{key} is {error.instance!r}, but must be of type {expected}{hint}"
+    return f"{key}: {error.message}"
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _rules(config: dict) -> Iterator[str]:
+    yield from _family(config)
+    yield from _encoders(config)
+    yield from _experiments(config)
+    yield from _figures(config)
+    if config["data"]["counts"]["train"] is None and config["data"]["train"]["source"] == "scenes":
+        yield "data.counts.train must be a number where data.train.source is scenes, which never end"
+
+
+def _family(config: dict) -> Iterator[str]:
+    names = [m["name"] for m in config["models"]]
+    for name in sorted({n for n in names if names.count(n) > 1}):
+        yield f"models: the name '{name}' is used {names.count(name)} times; every model needs its own"
+    widths = [m["filters"] for m in config["models"]]
+    if widths != sorted(set(widths)):
+        yield f"models: filters are {widths}, but must ascend, each used once"
+    unet = config["unet"]
+    levels = len(unet["channel_mult"])
+    if len(unet["attention_levels"]) != levels:
+        yield f"unet.attention_levels has {len(unet['attention_levels'])} entries, but channel_mult has {levels} levels"
+    for model in config["models"]:
+        f = model["filters"]
+        if f % unet["norm_groups"]:
+            yield f"models: '{model['name']}' has filters {f}, which unet.norm_groups {unet['norm_groups']} does not divide"
+        attending = [m for m, on in zip(unet["channel_mult"], unet["attention_levels"], strict=False) if on]
+        if any(f * m % unet["heads"] for m in [*attending, unet["channel_mult"][-1]]):
+            yield f"models: '{model['name']}' has filters {f}, whose levels unet.heads {unet['heads']} does not divide"
+    for where, pretrain in [("pretrain", config["pretrain"])] + [
+        (f"models: '{m['name']}': pretrain", {**config["pretrain"], **m["pretrain"]})
+        for m in config["models"]
+        if "pretrain" in m
+    ]:
+        steps = pretrain["checkpoints"]
+        if steps != sorted(steps) or steps[-1] != pretrain["steps"]:
+            yield f"{where}.checkpoints is {steps}, but must ascend and end at steps ({pretrain['steps']})"
+        if steps != config["pretrain"]["checkpoints"]:
+            yield f"{where}.checkpoints differs from pretrain.checkpoints: the family shares its checkpoints"
+        if pretrain["warmup"] >= pretrain["steps"]:
+            yield f"{where}.warmup is {pretrain['warmup']}, but must be under steps ({pretrain['steps']})"
+    if config["diffusion"]["beta_start"] >= config["diffusion"]["beta_end"]:
+        yield "diffusion.beta_start must be under diffusion.beta_end"
+
+
+def _encoders(config: dict) -> Iterator[str]:
+    size, ae, clip = config["data"]["image_size"], config["autoencoder"], config["clip"]
+    factor = 2 ** (len(ae["channel_mult"]) - 1)
+    if size % factor:
+        yield f"data.image_size is {size}, but must be a multiple of {factor} (autoencoder.channel_mult has that many halvings)"
+    if any(ae["channels"] * m % ae["norm_groups"] for m in ae["channel_mult"]):
+        yield f"autoencoder.channels {ae['channels']} gives widths that autoencoder.norm_groups {ae['norm_groups']} does not divide"
+    if size % clip["patch"]:
+        yield f"clip.patch is {clip['patch']}, but must divide data.image_size ({size})"
+    for key in ("image_width", "text_width"):
+        if clip[key] % clip["heads"]:
+            yield f"clip.{key} is {clip[key]}, but must be a multiple of clip.heads ({clip['heads']})"
+
+
+def _experiments(config: dict) -> Iterator[str]:
+    names = {m["name"] for m in config["models"]}
+    for experiment, spec in config["experiments"].items():
+        if spec is None:
+            continue
+        for name in [] if spec["models"] == "all" else spec["models"]:
+            if name not in names:
+                yield f"experiments.{experiment}.models names '{name}', which is not among models ({', '.join(sorted(names))})"
+        for steps in spec.get("steps", []):
+            if steps >= config["diffusion"]["steps"]:
+                yield f"experiments.{experiment}.steps has {steps}, but must be under diffusion.steps ({config['diffusion']['steps']})"
+
+
+def _figures(config: dict) -> Iterator[str]:
+    names = {m["name"] for m in config["models"]}
+    running = {k for k, v in config["experiments"].items() if v is not None}
+    for figure, settings in config["figures"].items():
+        if settings is None:
+            continue
+        for key in ("experiment", "baseline"):
+            if key in settings and settings[key] not in running:
+                yield f"figures.{figure}.{key} is '{settings[key]}', which is not among experiments ({', '.join(sorted(running))})"
+        for name in settings.get("models", []):
+            if name not in names:
+                yield f"figures.{figure}.models names '{name}', which is not among models ({', '.join(sorted(names))})"
+        rows = settings.get("rows", [])
+        prompts = [*settings.get("prompts", []), *(r["prompt"] for r in rows)]
+        if "prompt" in settings:
+            prompts.append(settings["prompt"])
+        for prompt in prompts:
+            if prompt >= len(config["gallery"]):
+                yield f"figures.{figure} shows prompt {prompt}, but gallery has only {len(config['gallery'])} (counted from 0)"
+        costs = (config["experiments"].get(settings.get("experiment")) or {}).get("costs", [])
+        for row in rows:
+            if row["cost"] not in costs:
+                yield f"figures.{figure} shows cost {row['cost']}, which is not among experiments.{settings['experiment']}.costs ({costs})"

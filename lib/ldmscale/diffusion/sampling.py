@@ -1,0 +1,98 @@
+"""The sampling program: one compiled loop that serves every sampler, step count and guidance weight."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ldmscale.diffusion.samplers import StepTable
+from ldmscale.errors import UserError
+
+
+class DeviceTable(NamedTuple):
+    """A :class:`StepTable` for the device: every column float32 [max_steps] (timesteps int32), of which ``n`` count."""
+
+    n: jax.Array
+    timesteps: jax.Array
+    a: jax.Array
+    b: jax.Array
+    c: jax.Array
+    s: jax.Array
+    alpha: jax.Array
+    sigma: jax.Array
+
+
+def device_table(table: StepTable, max_steps: int = 1000) -> DeviceTable:
+    """Pad ``table`` to ``max_steps`` rows, so that all tables have one shape and share one compiled program.
+
+    Raises :class:`UserError` if the table has more than ``max_steps`` steps.
+    """
+    steps = len(table)
+    if steps > max_steps:
+        raise UserError(f"steps is {steps}; the sampling program was built for at most {max_steps}.")
+
+    def padded(column: np.ndarray, dtype) -> jax.Array:
+        return jnp.asarray(np.pad(column, (0, max_steps - steps)).astype(dtype))
+
+    columns = (table.a, table.b, table.c, table.s, table.alpha, table.sigma)
+    return DeviceTable(
+        jnp.asarray(steps, jnp.int32), padded(table.timesteps, np.int32), *(padded(x, np.float32) for x in columns)
+    )
+
+
+def build_sampler(
+    apply_fn: Callable[[Any, jax.Array, jax.Array, jax.Array], jax.Array], max_steps: int = 1000, guided: bool = True
+) -> Callable[..., jax.Array]:
+    """Compile-once sampler of the network ``apply_fn(params, z[B,...], t[B] int32, context[B,L,D]) -> eps[B,...]``.
+
+    Returns ``sample(params, table, cfg, z_T[B,...], context[B,L,D], null_context[L,D], keys[B]) -> z_0[B,...]``:
+    ``table`` from :func:`device_table` with the same ``max_steps``; ``cfg`` the guidance weight g of
+    eps = eps_null + g (eps_cond - eps_null) (arXiv 2207.12598), both halves in one batch of 2B; ``keys`` one random
+    key per image. The number of steps and g are traced: new values do not compile again.
+
+    The noise of step i for image j depends on (keys[j], i) alone, so an image does not depend on its batch.
+    ``guided=False`` runs the conditional half only, at half the cost: ``cfg`` and ``null_context`` are ignored.
+    """
+
+    def eps_of(params, z, t, context, cfg):
+        if not guided:
+            return apply_fn(params, z, jnp.broadcast_to(t, z.shape[:1]), context).astype(z.dtype)
+        doubled = jnp.concatenate([z, z])
+        eps = apply_fn(params, doubled, jnp.broadcast_to(t, doubled.shape[:1]), context).astype(z.dtype)
+        cond, null = jnp.split(eps, 2)
+        return null + cfg * (cond - null)
+
+    @jax.jit
+    def program(params, table: DeviceTable, cfg, z_T, context, null_context, keys):
+        if guided:
+            context = jnp.concatenate([context, jnp.broadcast_to(null_context, context.shape)])
+
+        def step(i, carry):
+            z, x0_prev = carry
+            t, a, b, c, s, alpha, sigma = (column[i] for column in table[1:])
+            eps = eps_of(params, z, t, context, cfg)
+            x0 = (z - sigma * eps) / alpha
+            z = a * z + b * x0 + c * x0_prev
+            # Deterministic steps skip the random numbers.
+            z = jax.lax.cond(s > 0, lambda z: z + s * _noise(keys, i, z), lambda z: z, z)
+            return z, x0
+
+        return jax.lax.fori_loop(0, table.n, step, (z_T, jnp.zeros_like(z_T)))[0]
+
+    def sample(params, table, cfg, z_T, context, null_context, keys):
+        if table.timesteps.shape != (max_steps,):
+            raise ValueError(f"table is padded to {table.timesteps.shape[0]} steps, the sampler to {max_steps}")
+        # One type for every cfg: 2, 2.0 and float32(2) would otherwise compile three programs.
+        return program(params, table, jnp.asarray(cfg, jnp.float32), z_T, context, null_context, keys)
+
+    return sample
+
+
+def _noise(keys: jax.Array, i: jax.Array, z: jax.Array) -> jax.Array:
+    """Standard normal [B,...]: image j's from (keys[j], i)."""
+    step_keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, i)
+    return jax.vmap(lambda key: jax.random.normal(key, z.shape[1:], z.dtype))(step_keys)

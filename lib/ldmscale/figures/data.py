@@ -1,0 +1,98 @@
+"""What a figure is given, and the few ways in which figures read it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from ldmscale.analysis.selection import heldout, select
+from ldmscale.analysis.study import ModelInfo, StudyInfo
+from ldmscale.cells.cell import Cell
+from ldmscale.errors import UserError
+
+if TYPE_CHECKING:
+    from ldmscale.models.unet import UNetConfig
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What Fig. 2 draws: the U-Net of the model ``name``, on square latents ``latent_size`` pixels a side and text
+    states [context_length, unet.context_width]; ``text_encoder`` and ``decoder`` name the two other networks."""
+
+    name: str
+    unet: UNetConfig
+    latent_size: int
+    context_length: int
+    text_encoder: str
+    decoder: str
+
+
+@dataclass(frozen=True)
+class FigureData:
+    """Everything that a figure may read.
+
+    ``scores`` is the tidy table, ``experiments`` the cells of each experiment, ``settings`` the figure's own section of
+    the config, ``previews`` gives a cell's images of the gallery prompts (uint8 [K,H,W,3], image k for ``gallery[k]``),
+    ``models`` the family, smallest first. ``architecture`` is for Fig. 2 alone.
+    """
+
+    scores: pd.DataFrame
+    experiments: Mapping[str, Sequence[Cell]]
+    settings: Mapping[str, Any]
+    previews: Callable[[Cell], np.ndarray]
+    gallery: Sequence[str]
+    study: StudyInfo
+    models: Sequence[ModelInfo]
+    architecture: Architecture | None = field(default=None)
+
+    def cells(self, setting: str = "experiment") -> list[Cell]:
+        """The cells of the experiment that ``setting`` names."""
+        name = self.require(setting)
+        if not self.experiments.get(name):
+            raise UserError(f"a figure's {setting} is '{name}', which is not among the experiments of the config")
+        return list(self.experiments[name])
+
+    def rows(self, setting: str = "experiment") -> pd.DataFrame:
+        """The scores (both splits) of the experiment that ``setting`` names."""
+        return select(self.scores, self.cells(setting))
+
+    def heldout(self, setting: str = "experiment") -> pd.DataFrame:
+        """The held-out scores of the experiment that ``setting`` names, smallest model first."""
+        return heldout(self.rows(setting))
+
+    def require(self, setting: str) -> Any:
+        """The figure's ``setting``; ``UserError`` where its section of the config has none."""
+        if setting not in self.settings:
+            raise UserError(f"a figure's section of the config has no '{setting}'")
+        return self.settings[setting]
+
+    def shown(self, cells: Sequence[Cell] | None = None) -> list[ModelInfo]:
+        """The models to show, smallest first: ``settings["models"]``, else all those of ``cells``, else the family."""
+        names = self.settings.get("models")
+        if names is None:
+            names = [m.name for m in self.models] if cells is None else {cell.model for cell in cells}
+        unknown = set(names) - {m.name for m in self.models}
+        if unknown:
+            known = ", ".join(m.name for m in self.models)
+            raise UserError(f"a figure shows the model '{min(unknown)}', which is not in the family ({known})")
+        return [m for m in self.models if m.name in names]
+
+    def prompt(self, index: int) -> str:
+        """The gallery prompt ``index``."""
+        if not 0 <= index < len(self.gallery):
+            raise UserError(f"a figure shows gallery prompt {index}, but the gallery has {len(self.gallery)} (from 0)")
+        return self.gallery[index]
+
+    def picture(self, cell: Cell, index: int) -> np.ndarray:
+        """The image of gallery prompt ``index`` in ``cell``: uint8 [H,W,3]."""
+        images = np.asarray(self.previews(cell))
+        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3 or len(images) != len(self.gallery):
+            raise UserError(
+                f"the previews of {cell.path} are {images.dtype} {list(images.shape)}: "
+                f"they should be uint8 [{len(self.gallery)},H,W,3], one image a gallery prompt"
+            )
+        return images[index]

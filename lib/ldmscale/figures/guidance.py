@@ -1,0 +1,81 @@
+"""Fig. 8: the guidance weight that suits a step count and a model."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from ldmscale.analysis.selection import best_cfg, optimal_cfg
+from ldmscale.errors import UserError
+from ldmscale.figures import style
+from ldmscale.figures.data import FigureData
+
+OPTIMAL = {"color": style.INK, "linestyle": (0, (4, 2)), "marker": "*", "markersize": 7, "linewidth": 1.3}
+
+
+@style.styled
+def fig08(data: FigureData) -> Figure:
+    """FID against steps for each guidance weight in two models, and the optimal weight of every model and step count.
+
+    Settings: ``models`` (two names). The colours of the curves are those of the heat map.
+    """
+    rows = data.rows()
+    pair = data.shown()
+    if len(data.settings.get("models", ())) != 2:
+        raise UserError("fig08 shows two models: give two names as its 'models'")
+    rows = rows[rows["sampler"] == "ddim"]
+    best, colours = best_cfg(rows), style.cfg_colours(rows["cfg"].unique())
+    models = [m for m in data.models if m.name in set(rows["model"])]
+    # The heat map needs room for its columns, the curves do not.
+    heat_width = max(2.3, 0.33 * len(models) + 0.6)
+    fig = style.new_figure(5.0 + heat_width, 3.1)
+    axes = fig.subplots(1, 3, width_ratios=[2.3, 2.3, heat_width])
+    for ax, model in zip(axes, pair, strict=False):
+        mine = rows[(rows["model"] == model.name) & (rows["split"] == "heldout")]
+        for cfg, colour in colours.items():
+            style.curve(ax, mine[mine["cfg"] == cfg], "steps", "fid", False, color=colour, marker="o", markersize=3)
+        style.curve(ax, best[best["model"] == model.name], "steps", "fid", **OPTIMAL, zorder=5)
+        style.fid_axis(ax, mine["fid"])
+        style.steps_axis(ax, sorted(mine["steps"].unique()), 1.9)
+        ax.set_xlabel("Sampling steps")
+        ax.set_title(style.model_label(model))
+    _heat_map(axes[2], optimal_cfg(rows), colours)
+    handles = [Line2D([], [], color=c, marker="o", markersize=4, label=f"{g:g}") for g, c in colours.items()]
+    handles.append(Line2D([], [], label="optimal", **OPTIMAL))
+    style.side_legend(fig, handles, "CFG")
+    style.add_caption(
+        fig,
+        f"{style.study_line(data.study, rows[rows['split'] == 'heldout'])} DDIM. The optimal CFG is chosen on "
+        f"{data.study.n_tuning:,} tuning prompts, and its FID shown on held-out ones with 95% bootstrap intervals.",
+    )
+    return fig
+
+
+def _heat_map(ax: Axes, optimal: pd.DataFrame, colours: dict[float, tuple]) -> None:
+    """Models across, step counts up, each cell coloured by and labelled with its optimal guidance weight."""
+    values = optimal.to_numpy(float)
+    image = np.ones((*values.shape, 3))
+    for (i, j), cfg in np.ndenumerate(values):
+        if np.isfinite(cfg):
+            image[i, j] = colours[cfg]
+            ax.text(j, i, f"{cfg:g}", ha="center", va="center", size=6.5, color=style.legible_on(image[i, j]))
+    ax.imshow(image, origin="lower", aspect="auto", interpolation="nearest")
+    ax.grid(False)
+    ax.set_xticks(range(len(optimal.columns)), [str(c) for c in optimal.columns])
+    if sum(style.text_width(f"{c}  ", 7) for c in optimal.columns) > 72 * (0.33 * len(optimal.columns)):
+        ax.tick_params(axis="x", rotation=45)
+    ax.set_yticks(range(len(optimal.index)), [str(s) for s in optimal.index])
+    for edge in ("left", "bottom"):
+        ax.spines[edge].set_visible(False)
+    ax.tick_params(length=0)
+    # White rules between the cells.
+    ax.set_xticks(np.arange(0.5, values.shape[1] - 1), minor=True)
+    ax.set_yticks(np.arange(0.5, values.shape[0] - 1), minor=True)
+    ax.grid(which="minor", color="white", linewidth=1.2)
+    ax.tick_params(which="minor", length=0)
+    ax.set_xlabel("Model")
+    ax.set_ylabel("Sampling steps")
+    ax.set_title("Optimal CFG")

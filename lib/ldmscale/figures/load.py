@@ -1,0 +1,63 @@
+"""From a study's results folder to what figures, tables and the summary read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from ldmscale.analysis.study import StudyInfo, models_of
+from ldmscale.cells.cell import Cell
+from ldmscale.data.encoded import load_array
+from ldmscale.figures.data import Architecture, FigureData
+from ldmscale.models.unet import UNetConfig
+
+
+def study_info(label: dict[str, Any], scores: pd.DataFrame) -> StudyInfo:
+    """What every caption says of the study; ``label`` as in ``Chain.report``."""
+    train, evaluation = label["sources"]
+    names = [_source_name(source) for source in (train, evaluation) if source]
+    heldout = scores[scores["split"] == "heldout"]
+    return StudyInfo(
+        name=label["study"],
+        data=" / ".join(dict.fromkeys(names)),
+        fid_features=str(heldout["fid_features"].iloc[0]),
+        clip_features=str(heldout["clip_features"].iloc[0]),
+        n_heldout=int(heldout["n"].iloc[0]),
+        n_tuning=int(scores.loc[scores["split"] == "tuning", "n"].iloc[0]),
+        image_size=label["image_size"],
+    )
+
+
+def _source_name(source: dict[str, Any]) -> str:
+    if source["source"] == "scenes":
+        return "procedural scenes"
+    return Path(source["annotations"]).parent.name or Path(source["annotations"]).stem
+
+
+def experiments_of(params: dict[str, Any]) -> dict[str, list[Cell]]:
+    """The experiments named in ``params`` (see ``Chain.report``), as cells."""
+    return {name: [Cell.parse(path) for path in paths] for name, paths in params["experiments"].items()}
+
+
+def figure_data(params: dict[str, Any], scores: pd.DataFrame, cells: Path) -> FigureData:
+    """What the figure of ``params`` (see ``Chain.figure``) reads; ``cells`` is the folder of the study's cells."""
+    network = params["network"]
+
+    def previews(cell: Cell) -> np.ndarray:
+        return load_array(cells / cell.path / "gallery.npy")
+
+    return FigureData(
+        scores=scores,
+        experiments=experiments_of(params),
+        settings=params["settings"],
+        previews=previews,
+        gallery=params["gallery"],
+        study=study_info(params["label"], scores),
+        models=models_of(scores),
+        architecture=network and Architecture(
+            **{**network, "unet": UNetConfig(**network["unet"])}, text_encoder="CLIP text tower", decoder="KL decoder"
+        ),
+    )

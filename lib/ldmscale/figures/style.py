@@ -1,0 +1,274 @@
+"""The shared look of all figures: palettes, fonts, captions, log ticks, and files that are the same every time.
+
+No text is ever read as markup: prompts, study names and labels may hold ``$ _ & % < > \\``.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
+from matplotlib.lines import Line2D
+from matplotlib.textpath import text_to_path
+from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
+
+from ldmscale.analysis.intervals import interval
+from ldmscale.analysis.selection import replicates
+from ldmscale.analysis.study import ModelInfo, StudyInfo, format_count, format_params
+from ldmscale.provenance import atomic_path
+
+STYLE = {
+    "text.parse_math": False,
+    "text.usetex": False,
+    "font.family": "DejaVu Sans",  # ships with matplotlib, so that every machine draws the same figure
+    "font.size": 8.0,
+    "axes.labelsize": 8.0,
+    "axes.titlesize": 8.5,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.titlepad": 5.0,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.7,
+    "axes.edgecolor": "#444444",
+    "axes.axisbelow": True,
+    "axes.grid": True,
+    "grid.color": "#e4e4e4",
+    "grid.linewidth": 0.6,
+    "xtick.labelsize": 7.0,
+    "ytick.labelsize": 7.0,
+    "xtick.color": "#444444",
+    "ytick.color": "#444444",
+    "xtick.labelcolor": "#222222",
+    "ytick.labelcolor": "#222222",
+    "xtick.major.size": 3.0,
+    "ytick.major.size": 3.0,
+    "xtick.major.width": 0.7,
+    "ytick.major.width": 0.7,
+    "legend.fontsize": 7.0,
+    "legend.title_fontsize": 7.0,
+    "legend.frameon": False,
+    "legend.handlelength": 1.8,
+    "legend.labelspacing": 0.35,
+    "lines.linewidth": 1.4,
+    "lines.markersize": 4.0,
+    "figure.constrained_layout.h_pad": 0.05,
+    "figure.constrained_layout.w_pad": 0.05,
+    "figure.constrained_layout.wspace": 0.03,
+    "figure.facecolor": "white",
+    "savefig.facecolor": "white",
+    "pdf.fonttype": 42,
+    "svg.hashsalt": "ldmscale",
+}
+INK, GREY = "#222222", "#666666"
+CAPTION_SIZE = 6.2
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "h", "d")
+
+
+def styled[**P](draw: Callable[P, Figure]) -> Callable[P, Figure]:
+    """Draw under the shared style, untouched by the user's own matplotlib settings."""
+
+    @functools.wraps(draw)
+    def inner(*args: P.args, **kwargs: P.kwargs) -> Figure:
+        with style():
+            return draw(*args, **kwargs)
+
+    return inner
+
+
+def style():
+    """A context with matplotlib's defaults and :data:`STYLE` on top."""
+    return mpl.rc_context({**{k: v for k, v in mpl.rcParamsDefault.items() if k not in _KEPT}, **STYLE})
+
+
+_KEPT = {"backend", "backend_fallback", "interactive", "toolbar", "timezone", "docstring.hardcopy"}
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure of ``width`` x ``height`` inches that keeps its parts from overlapping."""
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def save_figure(fig: Figure, pdf_path: str | Path, png_path: str | Path, dpi: int) -> None:
+    """Write ``fig`` as PDF and PNG; the same figure gives the same bytes (no date, no program version in the PNG)."""
+    with style():
+        with atomic_path(pdf_path) as temporary:
+            fig.savefig(temporary, format="pdf", dpi=max(dpi, 300), metadata={"CreationDate": None})
+        with atomic_path(png_path) as temporary:
+            fig.savefig(temporary, format="png", dpi=dpi, metadata={"Software": None})
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Colours
+
+
+def sequential(name: str, n: int, first: float, last: float) -> list[tuple[float, float, float]]:
+    """``n`` colours of a perceptually ordered map, from ``first`` to ``last`` in [0,1]."""
+    at = np.linspace(first, last, n) if n > 1 else [(first + last) / 2]
+    return [tuple(float(c) for c in mpl.colormaps[name](x)[:3]) for x in at]
+
+
+def model_styles(models: Sequence[ModelInfo]) -> dict[str, dict]:
+    """Colour and marker of each model: light and small to dark and large (viridis: safe for colour-blind readers)."""
+    colours = sequential("viridis", len(models), 0.9, 0.0)
+    return {
+        m.name: {"color": colour, "marker": MARKERS[i % len(MARKERS)]}
+        for i, (m, colour) in enumerate(zip(models, colours, strict=True))
+    }
+
+
+def cfg_colours(cfgs: Sequence[float]) -> dict[float, tuple[float, float, float]]:
+    """Colour of each guidance weight: light and weak to dark and strong."""
+    return dict(zip(sorted(cfgs), sequential("YlOrBr", len(cfgs), 0.25, 0.95), strict=True))
+
+
+def legible_on(colour: Sequence[float]) -> str:
+    """Black or white, whichever reads better on ``colour`` (WCAG relative luminance)."""
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in colour[:3]]
+    return "white" if np.dot([0.2126, 0.7152, 0.0722], linear) < 0.18 else INK
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Text
+
+
+def one_line(text: object) -> str:
+    """``text`` with runs of blanks and control characters made one space."""
+    return " ".join("".join(c if c.isprintable() else " " for c in str(text)).split())
+
+
+def text_width(text: str, size: float, **font: str) -> float:
+    """Width in points of a line of text."""
+    return text_to_path.get_text_width_height_descent(text, FontProperties(size=size, **font), ismath=False)[0]
+
+
+def wrap(text: str, width: float, size: float, max_lines: int = 0, **font: str) -> str:
+    """Break ``text`` into lines of at most ``width`` points; beyond ``max_lines`` (0: any) it ends in an ellipsis."""
+    fits = lambda line: text_width(line, size, **font) <= width  # noqa: E731
+    lines, line = [], ""
+    for word in one_line(text).split(" "):
+        while not fits(word) and len(word) > 1:  # a word longer than the line
+            cut = next(n for n in range(len(word) - 1, 0, -1) if n == 1 or fits(word[:n]))
+            lines, line = ([*lines, line] if line else lines), ""
+            lines.append(word[:cut])
+            word = word[cut:]
+        joined = f"{line} {word}" if line else word
+        if fits(joined):
+            line = joined
+        else:
+            lines.append(line)
+            line = word
+    lines.append(line)
+    if max_lines and len(lines) > max_lines:
+        last = lines[max_lines - 1] + "…"
+        while not fits(last) and len(last) > 1:
+            last = last[:-2].rstrip() + "…"
+        lines = [*lines[: max_lines - 1], last]
+    return "\n".join(lines)
+
+
+def named_by_params(model: ModelInfo) -> bool:
+    """Whether the name is the parameter count already, as in the paper's family (``866M``, ``2B``)."""
+    return model.name in (f"{model.params / 1e6:.0f}M", f"{model.params / 1e9:.0f}B", format_params(model.params))
+
+
+def model_label(model: ModelInfo, joint: str = ", ") -> str:
+    """The model's name with its parameter count, unless the name is the count."""
+    return model.name if named_by_params(model) else f"{model.name}{joint}{format_params(model.params)}"
+
+
+def study_line(study: StudyInfo, rows: pd.DataFrame | None = None) -> str:
+    """What every caption says: study, data and, where ``rows`` are shown, FID features and sample count."""
+    text = f"Study “{study.name}”: {study.data}, {study.image_size}×{study.image_size} px."
+    if rows is None:
+        return text
+    counts = sorted({int(n) for n in rows["n"]})
+    n = f"{counts[0]:,}" if len(counts) == 1 else f"{counts[0]:,} to {counts[-1]:,}"
+    return f"{text} FID on {study.fid_features}, n = {n} held-out prompts."
+
+
+def add_caption(fig: Figure, text: str) -> None:
+    """Put ``text`` at the bottom left, wrapped to the figure's width; constrained layout leaves room for it."""
+    width = fig.get_figwidth() * 72 * 0.98
+    fig.supxlabel(
+        wrap(text, width, CAPTION_SIZE), x=0.01, ha="left", size=CAPTION_SIZE, color=GREY, linespacing=1.25
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Axes
+
+_LOG_SUBS = ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 5, 7), (1, 1.5, 2, 2.5, 3, 4, 5, 6, 7, 8, 9))
+
+
+def log_axis(ax: Axes, axis: str, values: Iterable[float], at_least: int = 4) -> None:
+    """A log axis over ``values`` with plain labels (1, 30, 2k, 5M) at round numbers, at least so many if possible."""
+    values = np.asarray(list(values), float)
+    low, high = values.min() / 1.12, values.max() * 1.12
+    decades = range(int(np.floor(np.log10(low))), int(np.ceil(np.log10(high))) + 1)
+    ticks = []
+    for subs in _LOG_SUBS:
+        ticks = [s * 10.0**d for d in decades for s in subs if low <= s * 10.0**d <= high]
+        if len(ticks) >= at_least:
+            break
+    getattr(ax, f"set_{axis}scale")("log")
+    getattr(ax, f"set_{axis}lim")(low, high)
+    _set_ticks(ax, axis, ticks)
+
+
+def steps_axis(ax: Axes, steps: Sequence[int], width_in: float) -> None:
+    """A log x axis with a tick at every step count, and labels on as many of them as ``width_in`` inches hold."""
+    log_axis(ax, "x", steps)
+    low, high = np.log(ax.get_xlim())
+    room, kept = width_in * 72 / (high - low), []
+    # The ends first, then the others from small to large where they fit.
+    for step in dict.fromkeys([min(steps), max(steps), *sorted(steps)]):
+        half = text_width(str(step), 7.0) / 2 + 2
+        if all(abs(np.log(step / k)) * room > half + text_width(str(k), 7.0) / 2 for k in kept):
+            kept.append(step)
+    _set_ticks(ax, "x", sorted(steps), [str(s) if s in kept else "" for s in sorted(steps)])
+
+
+def _set_ticks(ax: Axes, axis: str, ticks: Sequence[float], labels: Sequence[str] | None = None) -> None:
+    which = getattr(ax, f"{axis}axis")
+    which.set_major_locator(FixedLocator(ticks))
+    which.set_major_formatter(FixedFormatter(labels or [format_count(t) for t in ticks]))
+    which.set_minor_locator(NullLocator())
+
+
+def fid_axis(ax: Axes, values: Iterable[float]) -> None:
+    """The y axis of FID: linear as in the paper, log where the values span more than a factor of eight."""
+    values = np.asarray(list(values), float)
+    if values.min() > 0 and values.max() > 8 * values.min():
+        log_axis(ax, "y", values)
+    ax.set_ylabel("FID  (lower is better)")
+
+
+def curve(ax: Axes, rows: pd.DataFrame, x: str, metric: str, intervals: bool = True, **look) -> None:
+    """``metric`` against column ``x`` with the 95% interval of each point as a thin whisker."""
+    rows = rows.sort_values(x)
+    xs, ys = rows[x].to_numpy(float), rows[metric].to_numpy(float)
+    ax.plot(xs, ys, markeredgecolor="white", markeredgewidth=0.5, clip_on=False, **look)
+    limits = np.array([interval(y, r) for y, r in zip(ys, replicates(rows, metric), strict=True)])
+    if intervals and len(limits) and np.isfinite(limits).all():
+        ax.vlines(xs, limits[:, 0], limits[:, 1], color=look["color"], linewidth=0.8, alpha=0.75)
+
+
+def model_handles(models: Sequence[ModelInfo], styles: dict[str, dict]) -> list[Line2D]:
+    """Legend entries, smallest model first."""
+    return [
+        Line2D([], [], label=model_label(m), markeredgecolor="white", markeredgewidth=0.5, **styles[m.name])
+        for m in models
+    ]
+
+
+def side_legend(fig: Figure, handles: Sequence[Line2D], title: str) -> None:
+    """A legend to the right of all panels, where it covers nothing."""
+    fig.legend(handles=handles, title=title, loc="outside right upper", alignment="left", borderaxespad=0.2)

@@ -1,0 +1,129 @@
+"""Table 1: the family and its quality at one sampling setting, as CSV, Markdown and LaTeX."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from ldmscale.analysis.intervals import interval
+from ldmscale.analysis.selection import heldout, replicates, select
+from ldmscale.analysis.study import format_params
+from ldmscale.analysis.summary import markdown_text
+from ldmscale.errors import UserError
+from ldmscale.figures.data import FigureData
+from ldmscale.provenance import atomic_path
+
+# Table 1 of arXiv 2404.01367: filters and the printed GFLOPS. The 39M row is a slip of the paper by a factor of two: its
+# own normalised cost, .07, is 53 / 789.3.
+PAPER_GFLOPS = {
+    ("39M", 64): 25.3,
+    ("83M", 96): 102.7,
+    ("145M", 128): 161.5,
+    ("223M", 160): 233.5,
+    ("318M", 192): 318.5,
+    ("430M", 224): 416.6,
+    ("558M", 256): 527.8,
+    ("704M", 288): 652.0,
+    ("866M", 320): 789.3,
+    ("2B", 512): 1887.5,
+    ("5B", 768): 4082.6,
+}
+_TEX = {
+    "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#", "%": r"\%", "_": r"\_",
+    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
+    "|": r"\textbar{}", '"': r"\textquotedbl{}",
+}  # fmt: skip
+
+
+def table1(data: FigureData) -> pd.DataFrame:
+    """One row a model, smallest first: size, cost and held-out FID and CLIP score with 95% intervals.
+
+    Reads the experiment ``headline`` (one cell a model). ``paper_gflops`` is there where a model is one of the paper's
+    by name and filters.
+    """
+    cells = data.experiments.get("headline")
+    if not cells:
+        raise UserError("Table 1 needs the experiment 'headline' in the config: one sampler, step count and CFG")
+    rows = heldout(select(data.scores, cells))
+    if rows["model"].duplicated().any():
+        twice = rows.loc[rows["model"].duplicated(), "model"].iloc[0]
+        raise UserError(f"Table 1 needs one cell a model, the experiment 'headline' has several for {twice}")
+    table = rows[["model", "params", "filters", "gflops"]].copy()
+    paper = [PAPER_GFLOPS.get((m, f), np.nan) for m, f in zip(table["model"], table["filters"], strict=True)]
+    if np.isfinite(paper).any():
+        table["paper_gflops"] = paper
+    table["norm_cost"] = rows["norm_cost"]
+    for metric in ("fid", "clip"):
+        pairs = zip(rows[metric], replicates(rows, metric), strict=True)
+        limits = np.array([interval(value, reps) for value, reps in pairs])
+        table[metric], table[f"{metric}_low"], table[f"{metric}_high"] = rows[metric], limits[:, 0], limits[:, 1]
+    return table.assign(n=rows["n"], fid_features=rows["fid_features"], clip_features=rows["clip_features"]).reset_index(
+        drop=True
+    )
+
+
+def write_table(table: pd.DataFrame, csv: str | Path, md: str | Path, tex: str | Path) -> None:
+    """Write :func:`table1`: ``csv`` with every digit, ``md`` and ``tex`` (booktabs) rounded as the paper rounds."""
+    shown = _formatted(table)
+    with atomic_path(csv) as temporary:
+        table.to_csv(temporary, index=False, lineterminator="\n")
+    with atomic_path(md) as temporary:
+        temporary.write_text(_markdown(shown), encoding="utf-8")
+    with atomic_path(tex) as temporary:
+        temporary.write_text(_latex(shown), encoding="utf-8")
+
+
+def tex_text(text: object) -> str:
+    """``text`` as literal LaTeX: one line, every special character escaped."""
+    return "".join(_TEX.get(c, c) for c in " ".join(str(text).split()))
+
+
+def _gflops(value: float) -> str:
+    return f"{value:.1f}" if value >= 10 else f"{value:.3g}"
+
+
+def _without_zero(digits: int) -> Callable[[float], str]:
+    """The paper's ``.07`` and ``.305``; values too small for the digits keep two significant ones."""
+
+    def write(value: float) -> str:
+        text = f"{value:.{digits}f}" if abs(value) >= 10**-digits or value == 0 else f"{value:.2g}"
+        return text.replace("0.", ".", 1) if text.startswith(("0.", "-0.")) else text
+
+    return write
+
+
+def _formatted(table: pd.DataFrame) -> pd.DataFrame:
+    """The table as text, one interval column for each metric's two limits."""
+    cost, clip = _without_zero(2), _without_zero(3)
+    shown = pd.DataFrame({"Model": table["model"], "Parameters": table["params"].map(format_params)})
+    shown["Filters"] = table["filters"].map(str)
+    shown["GFLOPs"] = table["gflops"].map(_gflops)
+    if "paper_gflops" in table:
+        shown["GFLOPs in the paper"] = table["paper_gflops"].map(lambda v: "" if np.isnan(v) else _gflops(v))
+    shown["Norm. cost"] = table["norm_cost"].map(cost)
+    for metric, title, write in (("fid", "FID", "{:.2f}".format), ("clip", "CLIP", clip)):
+        shown[title] = table[metric].map(write)
+        limits = zip(table[f"{metric}_low"], table[f"{metric}_high"], strict=True)
+        shown[f"{title} 95% interval"] = ["" if np.isnan(a) else f"{write(a)} to {write(b)}" for a, b in limits]
+    shown["n"] = table["n"].map(str)
+    shown["FID features"] = table["fid_features"]
+    return shown.assign(**{"CLIP features": table["clip_features"]})
+
+
+_TEXT_COLUMNS = ("Model", "FID features", "CLIP features")
+
+
+def _markdown(shown: pd.DataFrame) -> str:
+    align = ["---" if column in _TEXT_COLUMNS else "---:" for column in shown]
+    lines = [list(shown.columns), align, *([markdown_text(v) for v in row] for row in shown.itertuples(index=False))]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def _latex(shown: pd.DataFrame) -> str:
+    align = "".join("l" if column in _TEXT_COLUMNS else "r" for column in shown)
+    head = " & ".join(tex_text(column) for column in shown)
+    body = "".join(f"{' & '.join(tex_text(v) for v in row)} \\\\\n" for row in shown.itertuples(index=False))
+    return f"\\begin{{tabular}}{{{align}}}\n\\toprule\n{head} \\\\\n\\midrule\n{body}\\bottomrule\n\\end{{tabular}}\n"

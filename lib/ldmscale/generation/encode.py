@@ -1,0 +1,63 @@
+"""Images and captions through the frozen encoders: what training and sampling start from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ldmscale.models.autoencoder import Autoencoder, AutoencoderConfig
+from ldmscale.models.clip import CLIP, CLIPConfig
+from ldmscale.tasks.autoencoder import to_unit
+
+
+def in_batches(fn: Callable[..., Any], batch: int, *arrays: np.ndarray) -> Any:
+    """Apply ``fn`` to slices of ``batch`` rows and concatenate; the last slice is padded, so one shape is compiled."""
+    count = len(arrays[0])
+    parts = []
+    for start in range(0, count, batch):
+        rows = [a[start : start + batch] for a in arrays]
+        real = len(rows[0])
+        rows = [np.concatenate([r, np.repeat(r[-1:], batch - real, axis=0)]) if real < batch else r for r in rows]
+        parts.append(jax.tree.map(lambda x, n=real: np.asarray(x)[:n], fn(*rows)))
+    return jax.tree.map(lambda *xs: np.concatenate(xs), *parts)
+
+
+class Encoders:
+    """Compiled passes of a trained autoencoder and CLIP, in batches of ``batch`` images or captions."""
+
+    def __init__(self, ae: AutoencoderConfig | None = None, clip: CLIPConfig | None = None, batch: int = 128):
+        self.batch = batch
+        if ae is not None:
+            net = Autoencoder(ae)
+            self._moments = jax.jit(lambda p, x: net.apply({"params": p}, to_unit(x), method="encode"))
+            self._decode = jax.jit(lambda p, z: _to_pixels(net.apply({"params": p}, z, method="decode")))
+        if clip is not None:
+            tower = CLIP(clip)
+            self._image = jax.jit(lambda p, x: tower.apply({"params": p}, to_unit(x), method="encode_image"))
+            self._text = jax.jit(lambda p, t: tower.apply({"params": p}, t, method="encode_text"))
+
+    def moments(self, params: Any, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """uint8 [N,S,S,3] -> mean and standard deviation of the latents, float32 [N,h,w,C]."""
+        mean, logvar = in_batches(partial(self._moments, params), self.batch, images)
+        return mean, np.exp(0.5 * logvar)
+
+    def decode(self, params: Any, z: np.ndarray) -> np.ndarray:
+        """Latents in the autoencoder's own scale [N,h,w,C] -> uint8 [N,S,S,3]."""
+        return in_batches(partial(self._decode, params), self.batch, z)
+
+    def image_features(self, params: Any, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """uint8 [N,S,S,3] -> (features [N,width], unit embedding [N,E])."""
+        return in_batches(partial(self._image, params), self.batch, images)
+
+    def text(self, params: Any, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """int32 [N,L] -> (states [N,L,width], unit embedding [N,E])."""
+        return in_batches(partial(self._text, params), self.batch, tokens)
+
+
+def _to_pixels(images: jax.Array) -> jax.Array:
+    return jnp.clip(jnp.round((images + 1.0) * 127.5), 0, 255).astype(jnp.uint8)

@@ -1,0 +1,107 @@
+"""Scored cells → the tidy table: identity, sizes and costs beside every score."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ldmscale.cells.cell import Cell
+from ldmscale.errors import UserError
+from ldmscale.models.autoencoder import Autoencoder, AutoencoderConfig
+from ldmscale.models.clip import CLIP, CLIPConfig
+from ldmscale.models.flops import count_flops, unet_cost
+from ldmscale.models.unet import UNetConfig
+from ldmscale.provenance import atomic_path
+
+GUIDED_EVALUATIONS = 2
+
+
+def scores_table(rows: list[dict[str, Any]], family: dict[str, Any]) -> pd.DataFrame:
+    """One row a cell and split, from the scores' ``rows`` and ``family`` (see ``Chain.scores``).
+
+    Costs: ``cost`` is the paper's (normalised cost x U-Net steps), ``nfe_cost`` counts both evaluations of a guided
+    step, ``sampling_tflops`` is a whole image's (text encoder and decoder included), ``train_gflops`` the paper's
+    training axis (GFLOPs of an evaluation x optimiser steps), ``train_flops`` what training took (3 x forward x batch).
+    """
+    clip, size, channels = CLIPConfig(**family["clip"]), family["latent_size"], family["ae"]["latent_channels"]
+    nets = {model: UNetConfig(**net) for model, net in family["models"].items()}
+    costs = {model: unet_cost(net, size, clip.context_length) for model, net in nets.items()}
+    some = next(iter(family["models"].values()))
+    reference = unet_cost(UNetConfig(**{**some, "filters": family["reference_filters"]}), size, clip.context_length)
+    fixed = encoder_flops(AutoencoderConfig(**family["ae"]), clip, (size, size, channels))
+    table = []
+    for row in rows:
+        cell = Cell.parse(row["cell"])
+        cost, guided = costs[cell.model], GUIDED_EVALUATIONS if cell.cfg != 1.0 else 1
+        norm_cost = cost.flops / reference.flops
+        table.append(
+            {
+                "cell": row["cell"],
+                "task": cell.task,
+                "model": cell.model,
+                "filters": nets[cell.model].filters,
+                "params": cost.params,
+                "gflops": cost.flops / 1e9,
+                "norm_cost": norm_cost,
+                "weights": cell.weights,
+                "train_step": cell.train_step,
+                "sampler": cell.sampler,
+                "steps": cell.steps,
+                "evaluations": row["evaluations"],
+                "cfg": cell.cfg,
+                **{k: v for k, v in row.items() if k not in ("cell", "evaluations")},
+                "cost": norm_cost * row["evaluations"],
+                "nfe_cost": norm_cost * row["evaluations"] * guided,
+                "sampling_tflops": (cost.flops * row["evaluations"] * guided + fixed) / 1e12,
+                "train_gflops": cost.flops / 1e9 * cell.train_step,
+                "train_flops": 3.0 * cost.flops * family["batch"][cell.model] * cell.train_step,
+            }
+        )
+    frame = pd.DataFrame(table)
+    if not np.isfinite(frame[["fid", "clip"]].to_numpy()).all():
+        bad = frame.loc[~np.isfinite(frame[["fid", "clip"]]).all(axis=1), "cell"].iloc[0]
+        raise UserError(f"the scores of {bad} are not finite: its images or features are broken")
+    return frame.sort_values(["filters", "cell", "split"], ignore_index=True)
+
+
+def encoder_flops(ae: AutoencoderConfig, clip: CLIPConfig, latent: tuple[int, int, int]) -> int:
+    """FLOPs of what an image costs beside the U-Net: its caption and the empty one encoded, its latent decoded."""
+    decoder, tower = Autoencoder(ae), CLIP(clip)
+    key, z = jax.random.key(0), jax.ShapeDtypeStruct((1, *latent), jnp.float32)
+    image = jnp.zeros((1, latent[0] * ae.factor, latent[1] * ae.factor, 3))
+    tokens = jnp.zeros((1, clip.context_length), jnp.int32)
+    ae_params = jax.eval_shape(decoder.init, key, image)
+    pixels = jnp.zeros((1, clip.image_size, clip.image_size, 3))
+    clip_params = jax.eval_shape(tower.init, key, pixels, tokens)
+    decode = count_flops(lambda p, x: decoder.apply(p, x, method="decode"), ae_params, z)
+    text = count_flops(lambda p, t: tower.apply(p, t, method="encode_text"), clip_params, tokens)
+    return decode + 2 * text
+
+
+def write_scores(path: str | Path, table: pd.DataFrame, digest: str) -> None:
+    """Write the table as parquet with the digest of what it was made from."""
+    arrow = pa.Table.from_pandas(table, preserve_index=False)
+    with atomic_path(path) as temporary:
+        pq.write_table(arrow.replace_schema_metadata({**(arrow.schema.metadata or {}), b"digest": digest.encode()}), temporary)
+
+
+def read_scores(path: str | Path, digest: str) -> pd.DataFrame:
+    """Read the table; ``UserError`` if it is damaged or was gathered from another config's cells than ``digest`` names."""
+    try:
+        arrow = pq.read_table(path)
+    except (OSError, pa.ArrowException) as error:
+        raise UserError(f"{path} cannot be read ({error}): run `snakemake --forcerun gather`") from None
+    found = (arrow.schema.metadata or {}).get(b"digest", b"none").decode()
+    if found != digest:
+        raise UserError(
+            f"{path} was gathered under a different config (digest {found}, this run needs {digest}): "
+            "run `snakemake --forcerun gather`"
+        )
+    return arrow.to_pandas()

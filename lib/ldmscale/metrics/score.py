@@ -1,0 +1,79 @@
+"""Images of a cell → its scores: FID and CLIP score on each split, with the replicates that intervals come from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ldmscale.data.encoded import load_array
+from ldmscale.metrics.bootstrap import fid_replicates, mean_replicates
+from ldmscale.metrics.clip_score import clip_scores
+from ldmscale.metrics.features import Features
+from ldmscale.metrics.frechet import frechet_distance, gaussian
+from ldmscale.provenance import is_current, read_json, read_manifest, write_manifest
+
+SPLITS = ("tuning", "heldout")
+STUDY_CLIP = "study CLIP"
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """What every cell of a study is scored against.
+
+    ``features`` maps uint8 [N,S,S,3] to (FID features [N,D], CLIP embeddings [N,E]); ``reference`` holds each split's
+    real features [M,D], ``text`` the prompts' CLIP embeddings [N,E].
+    """
+
+    features: Features
+    label: str
+    reference: Mapping[str, np.ndarray]
+    text: Mapping[str, np.ndarray]
+    replicates: int
+    seed: int
+
+    def __post_init__(self):
+        object.__setattr__(self, "_real", {split: gaussian(x) for split, x in self.reference.items()})
+
+    def row(self, split: str, images: np.ndarray) -> dict[str, Any]:
+        """Scores of ``images`` uint8 [N,S,S,3], image i drawn for prompt i of ``split``."""
+        features, embedding = self.features(images)
+        clip = clip_scores(embedding, self.text[split])
+        return {
+            "split": split,
+            "n": len(images),
+            "n_reference": len(self.reference[split]),
+            "fid": frechet_distance(*gaussian(features), *self._real[split]),
+            "fid_features": self.label,
+            "clip": float(clip.mean()),
+            "clip_features": STUDY_CLIP,
+            "fid_reps": fid_replicates(features, self.reference[split], self.replicates, self.seed).tolist(),
+            "clip_reps": mean_replicates(clip, self.replicates, self.seed).tolist(),
+        }
+
+
+def score(cells: list[dict[str, Any]], folder: Path, scorer: Scorer, keep_images: bool,
+          say: Callable[[str], None]) -> list[dict[str, Any]]:  # fmt: skip
+    """Rows of ``cells`` (see ``Chain.score``), one a cell and split; a cell that is scored already is read back.
+
+    Raises:
+        UserError: a cell's images are missing, damaged or made from another config.
+    """
+    rows = []
+    for number, spec in enumerate(cells, 1):
+        target = folder / spec["path"]
+        done = target / "score.json"
+        if not is_current(done, "score", spec["score_digest"]):
+            sample = read_manifest(target / "sample.json", "generate", spec["digest"])
+            made = [{"cell": spec["path"], "evaluations": sample["evaluations"], **scorer.row(split, load_array(target / f"{split}.npy"))}
+                    for split in SPLITS]  # fmt: skip
+            write_manifest(done, "score", spec["score_digest"], rows=made)
+            say(f"{number}/{len(cells)}  {spec['path']}  FID {made[-1]['fid']:.2f}")
+        if not keep_images:
+            for split in SPLITS:
+                (target / f"{split}.npy").unlink(missing_ok=True)
+        rows += read_json(done)["rows"]
+    return rows

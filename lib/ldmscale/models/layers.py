@@ -1,0 +1,174 @@
+"""Layers that the U-Net and the autoencoder share: convolution, group norm, attention, resnet block, resampling.
+
+Activations are NHWC float32. Submodule and parameter names follow Hugging Face diffusers with list indices joined by
+an underscore (``down_blocks.0.resnets.1.norm1.weight`` is ``down_blocks_0/resnets_1/norm1/scale``), so that importing
+published weights is a rename and a transpose.
+"""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+Padding = tuple[tuple[int, int], tuple[int, int]]
+SAME: Padding = ((1, 1), (1, 1))
+ZERO_PADDING: Padding = ((0, 0), (0, 0))
+
+
+def backend() -> str:
+    """Platform that programs traced now will run on: "cpu", "gpu" or "tpu"."""
+    return jax.default_backend()
+
+
+def _im2col_is_faster(height: int, width: int, stride: int) -> bool:
+    # XLA:CPU runs a scalar loop (2 to 9 GFLOP/s) for 3x3 convolutions of planes under 3 pixels and for the input
+    # gradient of a stride-2 convolution from 4 pixels or fewer; patches and one matrix product run at 100 and more.
+    if backend() != "cpu":
+        return False
+    return min(height, width) < 3 or (stride == 2 and height <= 4)
+
+
+def conv2d(x: jax.Array, kernel: jax.Array, stride: int = 1, padding: Padding = SAME) -> jax.Array:
+    """Cross-correlate ``x`` [B,H,W,Cin] with ``kernel`` [k,k,Cin,Cout]; zero padding, square stride."""
+    size, _, width_in, width_out = kernel.shape
+    if size == 1 and stride == 1:
+        return x @ kernel[0, 0]
+    if not _im2col_is_faster(x.shape[1], x.shape[2], stride):
+        return jax.lax.conv_general_dilated(
+            x, kernel, (stride, stride), padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+    x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
+    rows = (x.shape[1] - size) // stride + 1
+    columns = (x.shape[2] - size) // stride + 1
+    patches = [
+        x[:, i : i + stride * (rows - 1) + 1 : stride, j : j + stride * (columns - 1) + 1 : stride]
+        for i in range(size)
+        for j in range(size)
+    ]
+    return jnp.concatenate(patches, axis=-1) @ kernel.reshape(size * size * width_in, width_out)
+
+
+class Conv(nn.Module):
+    """Convolution with bias; ``kernel`` [k,k,Cin,Cout], ``bias`` [Cout]. A zero-initialised one starts as silence."""
+
+    channels: int
+    size: int = 3
+    stride: int = 1
+    padding: Padding = SAME
+    zero: bool = False
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        init = nn.initializers.zeros if self.zero else nn.initializers.lecun_normal()
+        kernel = self.param("kernel", init, (self.size, self.size, x.shape[-1], self.channels))
+        bias = self.param("bias", nn.initializers.zeros, (self.channels,))
+        return conv2d(x, kernel, self.stride, self.padding if self.size > 1 else ZERO_PADDING) + bias
+
+
+class GroupNorm(nn.Module):
+    """Group normalisation over (H, W, channels of the group), Wu & He, arXiv 1803.08494; ``scale``, ``bias`` [C].
+
+    Sums over pixels come first, so the passes over the data stay contiguous in the channels; what is per group
+    happens on [B,C], and the normalisation itself is one multiply-add.
+    """
+
+    groups: int
+    epsilon: float
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        batch, height, width, channels = x.shape
+        scale = self.param("scale", nn.initializers.ones, (channels,))
+        bias = self.param("bias", nn.initializers.zeros, (channels,))
+
+        def group_mean(sums: jax.Array) -> jax.Array:
+            per_group = sums.reshape(batch, self.groups, -1).mean(-1, keepdims=True) / (height * width)
+            return jnp.broadcast_to(per_group, (batch, self.groups, channels // self.groups)).reshape(batch, channels)
+
+        mean = group_mean(x.sum((1, 2)))
+        square = group_mean(jnp.square(x).sum((1, 2)))
+        factor = scale * jax.lax.rsqrt(jnp.maximum(square - mean * mean, 0.0) + self.epsilon)
+        shift = bias - mean * factor
+        return x * factor[:, None, None, :] + shift[:, None, None, :]
+
+
+def attend(query: jax.Array, key: jax.Array, value: jax.Array, heads: int, mask: jax.Array | None = None) -> jax.Array:
+    """Scaled dot-product attention of ``query`` [B,T,C] over ``key``, ``value`` [B,S,C]; -> [B,T,C].
+
+    ``heads`` splits C; ``mask`` [T,S] is added to the scores. [B,H,T,D] operands keep XLA on matrix products
+    (the [B,T,H,D] form is about three times slower on the CPU).
+    """
+    batch, length, channels = query.shape
+    depth = channels // heads
+
+    def split(x: jax.Array) -> jax.Array:
+        return x.reshape(batch, -1, heads, depth).transpose(0, 2, 1, 3)
+
+    scores = split(query * depth**-0.5) @ split(key).swapaxes(2, 3)
+    if mask is not None:
+        scores = scores + mask
+    out = jax.nn.softmax(scores, axis=-1) @ split(value)
+    return out.transpose(0, 2, 1, 3).reshape(batch, length, channels)
+
+
+class Attention(nn.Module):
+    """Multi-head attention of x [B,T,C] over ``context`` [B,S,D] (itself when None); names as diffusers' Attention."""
+
+    heads: int
+    use_bias: bool = False
+
+    @nn.compact
+    def __call__(self, x: jax.Array, context: jax.Array | None = None) -> jax.Array:
+        source = x if context is None else context
+        channels = x.shape[-1]
+        query = nn.Dense(channels, use_bias=self.use_bias, name="to_q")(x)
+        key = nn.Dense(channels, use_bias=self.use_bias, name="to_k")(source)
+        value = nn.Dense(channels, use_bias=self.use_bias, name="to_v")(source)
+        return nn.Dense(channels, name="to_out_0")(attend(query, key, value, self.heads))
+
+
+class ResnetBlock(nn.Module):
+    """Residual block (diffusers ResnetBlock2D): norm, SiLU, conv, + time embedding, norm, SiLU, conv, + shortcut.
+
+    x [B,H,W,C], ``embedding`` [B,E] or None -> [B,H,W,channels].
+    """
+
+    channels: int
+    groups: int
+    epsilon: float
+    zero: bool = False
+
+    @nn.compact
+    def __call__(self, x: jax.Array, embedding: jax.Array | None = None) -> jax.Array:
+        h = Conv(self.channels, name="conv1")(nn.silu(GroupNorm(self.groups, self.epsilon, name="norm1")(x)))
+        if embedding is not None:
+            h = h + nn.Dense(self.channels, name="time_emb_proj")(nn.silu(embedding))[:, None, None, :]
+        h = nn.silu(GroupNorm(self.groups, self.epsilon, name="norm2")(h))
+        h = Conv(self.channels, zero=self.zero, name="conv2")(h)
+        if x.shape[-1] != self.channels:
+            x = Conv(self.channels, size=1, name="conv_shortcut")(x)
+        return x + h
+
+
+class Downsample(nn.Module):
+    """Halve height and width (rounding up) with a stride-2 convolution; ``padding`` as the network's convention."""
+
+    padding: Padding = SAME
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return Conv(x.shape[-1], stride=2, padding=self.padding, name="conv")(x)
+
+
+class Upsample(nn.Module):
+    """Nearest-neighbour upsampling by two, cropped to ``size`` (H, W) if given, then a 3x3 convolution."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array, size: tuple[int, int] | None = None) -> jax.Array:
+        batch, height, width, channels = x.shape
+        x = jnp.broadcast_to(x[:, :, None, :, None, :], (batch, height, 2, width, 2, channels))
+        x = x.reshape(batch, 2 * height, 2 * width, channels)
+        if size is not None:
+            x = x[:, : size[0], : size[1]]
+        return Conv(channels, name="conv")(x)

@@ -1,0 +1,129 @@
+"""Digests, manifests and whole-or-nothing files: what makes a stale or half-written artefact impossible to mistake.
+
+Every stage of the study has a digest: a hash of its name, its version, the part of the config that it depends on and
+the digests of the stages that it reads. Digests follow from the config alone, so a rule knows before it starts what
+its inputs must have been made from. Each artefact's manifest carries the digest it was made under, and a reader
+refuses one that is not what its own config asks for.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from ldmscale.errors import UserError
+
+# Raise a stage's number when a change in the library changes what the stage writes: edits under lib/ do not re-run
+# anything by themselves (Snakemake watches the script files alone), a changed digest does.
+VERSIONS = {
+    "data": 1,
+    "tokenizer": 1,
+    "autoencoder": 1,
+    "clip": 1,
+    "latents": 1,
+    "prompts": 1,
+    "reference": 1,
+    "pretrain": 1,
+    "weights": 1,
+    "cell": 1,
+    "score": 1,
+    "scores": 1,
+    "figure": 1,
+}
+
+
+def digest(stage: str, *parts: object) -> str:
+    """16 hex digits naming what ``stage`` makes from ``parts`` (JSON-able values and other digests)."""
+    text = json.dumps([stage, VERSIONS[stage], parts], sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def file_digest(path: str | Path) -> str:
+    """SHA-256 of a file's bytes, or ``"absent"`` where there is no such file (a path still to be filled in)."""
+    try:
+        with open(path, "rb") as handle:
+            return hashlib.file_digest(handle, "sha256").hexdigest()[:16]
+    except (FileNotFoundError, IsADirectoryError, PermissionError):
+        return "absent"
+
+
+@contextmanager
+def atomic_path(path: str | Path) -> Iterator[Path]:
+    """A temporary name beside ``path`` to write to; renamed to ``path`` on success, removed on failure."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # The suffix is kept: numpy, pandas and matplotlib choose the format by it.
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o666 & ~umask)
+        with open(temporary, "rb") as written:
+            os.fsync(written.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: str | Path, value: object) -> None:
+    """Write ``value`` as JSON, whole or not at all."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=1, sort_keys=True) + "\n")
+
+
+def read_json(path: str | Path) -> dict:
+    """Read a JSON object; a missing or damaged file is a :class:`UserError` naming it."""
+    try:
+        value = json.loads(Path(path).read_text())
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing: run the rule that makes it (snakemake --forcerun with its rule)") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not readable JSON ({error}): delete it and run snakemake again") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path} does not hold a JSON object: delete it and run snakemake again")
+    return value
+
+
+def write_manifest(path: str | Path, stage: str, stage_digest: str, **content: object) -> None:
+    """Write the manifest of an artefact: its stage, the digest of what made it, and ``content``."""
+    write_json(path, {"stage": stage, "digest": stage_digest, **content})
+
+
+def read_manifest(path: str | Path, stage: str, expected: str) -> dict:
+    """Read a manifest and refuse one that was not made from what the present config says.
+
+    Raises:
+        UserError: the file is missing, damaged, of another stage, or made from other inputs than ``expected`` names.
+    """
+    manifest = read_json(path)
+    if manifest.get("stage") != stage or manifest.get("digest") != expected:
+        raise UserError(
+            f"{path} was made from a different config or other inputs (it says {manifest.get('stage')} "
+            f"{manifest.get('digest')}, this run needs {stage} {expected}): run `snakemake --forcerun {stage}` to make "
+            "it again"
+        )
+    return manifest
+
+
+def is_current(path: str | Path, stage: str, expected: str) -> bool:
+    """Whether ``path`` is a whole manifest of ``stage`` made under the digest ``expected``."""
+    try:
+        read_manifest(path, stage, expected)
+    except UserError:
+        return False
+    return True
+
+
+def require_keys(mapping: Mapping, keys: tuple[str, ...], where: str) -> None:
+    """Raise :class:`UserError` naming the first of ``keys`` that ``mapping`` lacks."""
+    for key in keys:
+        if key not in mapping:
+            raise UserError(f"{where} has no '{key}'")

@@ -1,0 +1,36 @@
+"""Process settings that have to stand before JAX is imported: compiler flags, compile cache."""
+
+from __future__ import annotations
+
+import os
+from importlib.metadata import version
+
+# jaxlib 0.10.2's YNNPACK fusions return wrong sums for some CPU reductions (jax-ml/jax#39103) and run convolution
+# gradients two to three times slower than XLA's own kernels. An empty value switches them off; older and newer
+# releases may not know the flag, and XLA aborts on flags it does not know, so it is set for this release alone.
+YNN_OFF = "--xla_cpu_experimental_ynn_fusion_type="
+AFFECTED_JAXLIB = ("0.10.2",)
+
+
+def prepare() -> None:
+    """Set ``XLA_FLAGS`` for the installed jaxlib; leaves a flag that the user has set alone."""
+    flags = os.environ.get("XLA_FLAGS", "")
+    if version("jaxlib") in AFFECTED_JAXLIB and YNN_OFF not in flags:
+        os.environ["XLA_FLAGS"] = f"{flags} {YNN_OFF}".strip()
+
+
+def use_compile_cache(folder: str) -> None:
+    """Keep compiled programs in ``folder``, shared by all jobs: one compilation per network, not per process."""
+    import jax
+
+    jax.config.update("jax_compilation_cache_dir", os.path.abspath(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def use_threads(count: int) -> None:
+    """Hold this process's CPU programs to ``count`` threads (before the first computation).
+
+    The study's networks are small: two processes of one thread each finish far more than one process of two.
+    """
+    os.environ["NPROC"] = str(count)  # what XLA's CPU client sizes its thread pool by

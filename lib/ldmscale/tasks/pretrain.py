@@ -1,0 +1,55 @@
+"""Text-to-image pretraining: epsilon prediction on the autoencoder's latents, captions dropped for guidance."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ldmscale.data.encoded import Latents
+from ldmscale.diffusion.schedule import Schedule
+from ldmscale.models.unet import UNet, UNetConfig
+from ldmscale.tasks.clip import pick_captions
+from ldmscale.training.loop import Batch, epoch_batch
+
+
+@dataclass(frozen=True)
+class PretrainTask:
+    """Batches of latents with text states, and the denoising loss (Ho et al., arXiv 2006.11239, eq. 14)."""
+
+    config: UNetConfig
+    schedule: Schedule
+    latents: Latents
+    batch_size: int
+    text_dropout: float
+    seed: int
+    net: UNet = field(init=False)
+
+    def __post_init__(self):
+        object.__setattr__(self, "net", UNet(self.config))
+
+    def init(self, key: jax.Array) -> Any:
+        z, context = self.latents.mean[:1], self.latents.null[None]
+        return self.net.init(key, jnp.zeros(z.shape), jnp.zeros(1, jnp.int32), jnp.zeros(context.shape))["params"]
+
+    def batch(self, step: int) -> Batch:
+        data = self.latents
+        chosen = epoch_batch(len(data.mean), self.batch_size, self.seed, step)
+        context = data.states[pick_captions(data.first, chosen, self.seed, step)]
+        dropped = np.random.default_rng((self.seed, step, 2)).random(len(chosen)) < self.text_dropout
+        context = np.where(dropped[:, None, None], data.null, context)
+        return {"mean": data.mean[chosen], "std": data.std[chosen], "context": context}
+
+    def loss(self, params: Any, batch: Batch, key: jax.Array) -> jax.Array:
+        """Mean squared error of the predicted noise at uniformly drawn timesteps."""
+        latent_key, time_key, noise_key = jax.random.split(key, 3)
+        mean = jnp.asarray(batch["mean"])
+        z0 = self.latents.scale * (mean + batch["std"] * jax.random.normal(latent_key, mean.shape))
+        t = jax.random.randint(time_key, mean.shape[:1], 0, self.schedule.steps)
+        abar = jnp.asarray(self.schedule.alphas_cumprod, jnp.float32)[t][:, None, None, None]
+        noise = jax.random.normal(noise_key, mean.shape)
+        z = jnp.sqrt(abar) * z0 + jnp.sqrt(1.0 - abar) * noise
+        return jnp.mean((self.net.apply({"params": params}, z, t, batch["context"]) - noise) ** 2)

@@ -1,0 +1,62 @@
+"""Parameter trees as safetensors files, written whole or not at all."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from ldmscale.errors import UserError
+from ldmscale.provenance import atomic_path
+
+
+def save_tree(path: str | Path, tree: Any, **metadata: object) -> None:
+    """Write a pytree of arrays with JSON-able ``metadata``; tensor names are the tree's key paths joined by dots."""
+    with atomic_path(path) as temporary:
+        save_file(
+            {name: np.ascontiguousarray(leaf) for name, leaf in _named(jax.device_get(tree))},
+            temporary,
+            metadata={key: json.dumps(value) for key, value in metadata.items()},
+        )
+
+
+def load_tree(path: str | Path, like: Any) -> tuple[Any, dict[str, Any]]:
+    """Read what :func:`save_tree` wrote into the structure of ``like`` (arrays or shapes) -> (tree, metadata).
+
+    Raises:
+        UserError: the file is missing or damaged, or a tensor is missing, extra, mis-shaped or not finite.
+    """
+    try:
+        with safe_open(path, framework="numpy") as file:
+            stored = {name: file.get_tensor(name) for name in file.keys()}
+            metadata = {key: json.loads(value) for key, value in (file.metadata() or {}).items()}
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing: run the rule that makes it again with --forcerun") from None
+    except (SafetensorError, OSError, ValueError) as error:
+        raise UserError(f"{path} is not a whole safetensors file ({error}): delete it and make it again") from None
+    names = [name for name, _ in _named(like)]
+    for problem, odd in (("lacks", set(names) - set(stored)), ("has the unknown", set(stored) - set(names))):
+        if odd:
+            raise UserError(f"{path} {problem} tensor '{min(odd)}': it belongs to another network")
+    leaves = []
+    for name, want in _named(like):
+        if stored[name].shape != tuple(want.shape):
+            raise UserError(f"{path}: tensor '{name}' has shape {stored[name].shape}, the network needs {tuple(want.shape)}")
+        if np.issubdtype(stored[name].dtype, np.floating) and not np.isfinite(stored[name]).all():
+            raise UserError(f"{path}: tensor '{name}' holds values that are not finite")
+        leaves.append(stored[name])
+    return jax.tree.unflatten(jax.tree.structure(like), leaves), metadata
+
+
+def _named(tree: Any) -> list[tuple[str, Any]]:
+    """Leaves with their key paths as dotted names."""
+
+    def text(key: Any) -> str:
+        return str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key))))
+
+    return [(".".join(map(text, path)), leaf) for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]]

@@ -1,0 +1,209 @@
+"""The one training loop: every network of the study is a task that this loop steps, averages, saves and resumes."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from ldmscale.errors import UserError
+from ldmscale.training.checkpoint import load_tree, save_tree
+
+Batch = dict[str, np.ndarray]
+
+
+class Task(Protocol):
+    """What is special about a trained thing."""
+
+    def init(self, key: jax.Array) -> Any:
+        """Initial parameters."""
+
+    def batch(self, step: int) -> Batch:
+        """The batch of ``step``: a function of the step alone, so that a resumed run sees the same data."""
+
+    def loss(self, params: Any, batch: Batch, key: jax.Array) -> jax.Array:
+        """Scalar loss."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """AdamW with linear warm-up, then constant or (``decay``) cosine to zero at ``steps``; gradients clipped to norm 1."""
+
+    steps: int
+    learning_rate: float
+    warmup: int
+    weight_decay: float
+    seed: int
+    decay: bool = False
+    ema: float = 0.0
+
+    def schedule(self) -> optax.Schedule:
+        after = optax.constant_schedule(self.learning_rate)
+        if self.decay:
+            after = optax.cosine_decay_schedule(self.learning_rate, max(1, self.steps - self.warmup))
+        warm = optax.linear_schedule(self.learning_rate / max(1, self.warmup), self.learning_rate, self.warmup)
+        return optax.join_schedules([warm, after], [self.warmup])
+
+    def optimizer(self) -> optax.GradientTransformation:
+        # Norms, biases and embeddings of one axis are not decayed.
+        def mask(params):
+            return jax.tree.map(lambda x: x.ndim > 1, params)
+
+        adamw = optax.adamw(self.schedule(), weight_decay=self.weight_decay, mask=mask)
+        return optax.chain(optax.clip_by_global_norm(1.0), adamw)
+
+
+class TrainState(NamedTuple):
+    """All that a step reads and writes."""
+
+    step: jax.Array
+    params: Any
+    ema: Any
+    optimizer: Any
+
+
+def ema_decay(decay: float, step: jax.Array) -> jax.Array:
+    """min(decay, (1+n)/(10+n)), CompVis' LitEma: young averages forget the random start."""
+    return jnp.minimum(decay, (1.0 + step) / (10.0 + step))
+
+
+def build_step(task: Task, config: TrainConfig) -> Callable[[TrainState, Batch], tuple[TrainState, jax.Array]]:
+    """The compiled ``(state, batch) -> (state, loss)``; its random key is fold_in(seed, step), so steps are replayable."""
+    optimizer = config.optimizer()
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, jax.Array]:
+        key = jax.random.fold_in(jax.random.key(config.seed), state.step)
+        loss, grads = jax.value_and_grad(task.loss)(state.params, batch, key)
+        updates, opt = optimizer.update(grads, state.optimizer, state.params)
+        params = optax.apply_updates(state.params, updates)
+        d = ema_decay(config.ema, state.step)
+        ema = jax.tree.map(lambda e, p: d * e + (1 - d) * p, state.ema, params)
+        return TrainState(state.step + 1, params, ema, opt), loss
+
+    return jax.jit(step, donate_argnums=0)
+
+
+def train(
+    task: Task,
+    config: TrainConfig,
+    folder: str | Path,
+    digest: str,
+    keep: Iterable[int],
+    log_every: int = 50,
+    say: Callable[[str], None] = lambda line: print(line, file=sys.stderr, flush=True),
+) -> dict[int, Path]:
+    """Train ``task`` up to ``max(keep)`` steps and keep its averaged weights at each step of ``keep``.
+
+    ``folder`` holds ``state.safetensors`` (everything needed to go on), ``step-<n>.safetensors`` (EMA weights) and
+    ``loss.jsonl``. A run that was killed goes on from the last state with bit-identical results on the CPU; a state
+    made under another ``digest`` is not used.
+
+    Returns the kept files by step. Raises UserError if the loss stops being finite (the last state is kept).
+    """
+    folder, keep = Path(folder), sorted(keep)
+    folder.mkdir(parents=True, exist_ok=True)
+    kept = {step: folder / f"step-{step}.safetensors" for step in keep}
+
+    def fresh() -> TrainState:
+        params = task.init(jax.random.key(config.seed))
+        # A second buffer: the step donates the state, and a buffer can be donated once.
+        ema = jax.tree.map(jnp.array, params)
+        return TrainState(jnp.zeros((), jnp.int32), params, ema, config.optimizer().init(params))
+
+    shapes = jax.eval_shape(fresh)
+    state = _resume(folder, digest, shapes, kept)
+    start = 0 if state is None else int(state.step)
+    if start == 0:
+        (folder / "loss.jsonl").unlink(missing_ok=True)
+    if start >= keep[-1]:
+        return kept
+    state = jax.jit(fresh)() if state is None else jax.tree.map(jnp.asarray, state)
+    if start:
+        say(f"resumed at step {start} of {keep[-1]}")
+    step_fn = build_step(task, config)
+    save_every = max(1, min(1000, keep[-1] // 10))
+    began, losses = time.monotonic(), []
+    for step in range(start, keep[-1]):
+        state, loss = step_fn(state, task.batch(step))
+        losses.append(loss)
+        done = step + 1
+        if done % log_every == 0 or done in kept or done % save_every == 0:
+            values = np.asarray(jax.device_get(losses), np.float64)
+            losses = []
+            if not np.isfinite(values).all():
+                bad = done - len(values) + int(np.argmin(np.isfinite(values))) + 1
+                raise UserError(
+                    f"the loss was {values[~np.isfinite(values)][0]} at step {bad}: lower learning_rate or lengthen warmup "
+                    f"(the last good state in {folder} is kept)"
+                )
+            _log(folder / "loss.jsonl", {"step": done, "loss": float(values.mean())})
+            if done % log_every == 0:
+                rate = (done - start) / (time.monotonic() - began)
+                say(f"step {done}/{keep[-1]}  loss {values.mean():.4f}  {rate:.1f} steps/s  "
+                    f"{math.ceil((keep[-1] - done) / rate)} s left")  # fmt: skip
+        if done in kept:
+            save_tree(kept[done], state.ema, digest=digest, step=done)
+        if done in kept or done % save_every == 0:
+            save_tree(folder / "state.safetensors", state, digest=digest)
+    return kept
+
+
+def _resume(folder: Path, digest: str, shapes: TrainState, kept: dict[int, Path]) -> TrainState | None:
+    """The saved state, if it is whole, of this ``digest``, and every weight it should have left behind is there."""
+    try:
+        state, metadata = load_tree(folder / "state.safetensors", shapes)
+    except UserError:
+        return None
+    if metadata.get("digest") != digest:
+        return None
+    params = shapes.ema
+    for step, path in kept.items():
+        if step <= int(state.step):
+            try:
+                if load_tree(path, params)[1] != {"digest": digest, "step": step}:
+                    return None
+            except UserError:
+                return None
+    return state
+
+
+def _log(path: Path, record: dict) -> None:
+    with open(path, "a") as file:
+        file.write(json.dumps(record) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def epoch_batch(count: int, batch: int, seed: int, step: int) -> np.ndarray:
+    """Indices [batch] of ``step``: a new permutation of ``count`` examples each epoch, from (seed, epoch) alone.
+
+    An epoch is floor(count / batch) steps, so that each example is seen at most once in it; a ``count`` under
+    ``batch`` is drawn with repeats.
+    """
+    if count < batch:
+        return np.random.default_rng((seed, step)).integers(count, size=batch)
+    per_epoch = count // batch
+    epoch, place = divmod(step, per_epoch)
+    return _permutation(count, seed, epoch)[place * batch : (place + 1) * batch]
+
+
+_LAST: dict[tuple[int, int, int], np.ndarray] = {}  # the running epoch alone
+
+
+def _permutation(count: int, seed: int, epoch: int) -> np.ndarray:
+    key = (count, seed, epoch)
+    if key not in _LAST:
+        _LAST.clear()
+        _LAST[key] = np.random.default_rng((seed, epoch)).permutation(count)
+    return _LAST[key]

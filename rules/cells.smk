@@ -1,0 +1,95 @@
+"""Cells: the grid of (task, model, weights, sampler, steps, cfg), generated, scored, gathered.
+
+A job is a prefix of its cells' paths, and so is a target: `snakemake results/<study>/cells/<cell>/scores.json` makes
+one cell, with as much of the path as you like.
+
+IN   models/{model}/pretrain.json, encoders, prompts, reference
+OUT  cells/{cells}/generated.json, cells/{cells}/scores.json, scores.parquet
+"""
+
+
+def planned(function):
+    """A cell path that the study does not know is a sentence, not a traceback."""
+
+    def checked(wildcards):
+        try:
+            return function(wildcards.cells)
+        except UserError as error:
+            raise WorkflowError(str(error)) from None
+
+    return checked
+
+
+def model_of(wildcards):
+    return f"{results}/models/{plan.under(wildcards.cells)[0].model}/pretrain.json"
+
+
+rule generate:
+    """Sample the images of a job's cells, skipping those that exist."""
+    input:
+        pretrain=model_of,
+        autoencoder=rules.autoencoder.output,
+        latents=rules.latents.output,
+        prompts=rules.prompts.output,
+    output:
+        f"{results}/cells/{{cells}}/generated.json",
+    log:
+        f"{results}/logs/generate/{{cells}}.log",
+    benchmark:
+        f"{results}/benchmarks/generate/{{cells}}.tsv"
+    params:
+        planned(stages.generate),
+    priority: 20
+    resources:
+        tpu=1,
+    message:
+        "generate {wildcards.cells}"
+    script:
+        "../workflow_scripts/generate.py"
+
+
+rule score:
+    """Features and scores of a job's cells, skipping those that are scored."""
+    input:
+        generated=planned(lambda cells: [f"{results}/cells/{job}/generated.json" for job in plan.generation_jobs(cells)]),
+        clip=rules.clip.output,
+        prompts=rules.prompts.output,
+        reference=rules.reference.output,
+        inception=external(config["metrics"]["inception"]),
+    output:
+        f"{results}/cells/{{cells}}/scores.json",
+    log:
+        f"{results}/logs/score/{{cells}}.log",
+    benchmark:
+        f"{results}/benchmarks/score/{{cells}}.tsv"
+    params:
+        planned(stages.score),
+    priority: 30
+    resources:
+        tpu=1,
+    message:
+        "score {wildcards.cells}"
+    script:
+        "../workflow_scripts/score.py"
+
+
+rule gather:
+    """The tidy table: one row a cell and split."""
+    input:
+        scores=[f"{results}/cells/{job}/scores.json" for job in plan.scoring_jobs()],
+    output:
+        f"{results}/scores.parquet",
+    log:
+        f"{results}/logs/gather.log",
+    params:
+        stages.scores(),
+    script:
+        "../workflow_scripts/gather.py"
+
+
+rule cells:
+    """Every cell of the study, generated and scored, and the table of scores."""
+    input:
+        [f"{results}/cells/{job}/generated.json" for job in plan.generation_jobs()],
+        rules.gather.input,
+        rules.gather.output,

@@ -1,0 +1,104 @@
+"""Autoencoder and CLIP, and everything that passes through them once.
+
+IN   data/data.json, encoders/tokenizer.json
+OUT  encoders/{autoencoder,clip}.json, latents/latents.json, prompts/prompts.json, reference/reference.json
+"""
+
+
+rule autoencoder:
+    """Train the KL autoencoder, or take the weights that the config names."""
+    input:
+        data=rules.data.output,
+        weights=external(config["autoencoder"]["weights"]),
+    output:
+        f"{results}/encoders/autoencoder.json",
+    log:
+        f"{results}/logs/autoencoder.log",
+    benchmark:
+        f"{results}/benchmarks/autoencoder.tsv"
+    params:
+        stages["autoencoder"],
+    priority: 90
+    resources:
+        tpu=1,
+    script:
+        "../workflow_scripts/autoencoder.py"
+
+
+rule clip:
+    """Train CLIP (image and text tower), or take the weights that the config names."""
+    input:
+        data=rules.data.output,
+        tokenizer=rules.tokenizer.output,
+        weights=external(config["clip"]["weights"]),
+    output:
+        f"{results}/encoders/clip.json",
+    log:
+        f"{results}/logs/clip.log",
+    benchmark:
+        f"{results}/benchmarks/clip.tsv"
+    params:
+        stages["clip"],
+    priority: 90
+    resources:
+        tpu=1,
+    script:
+        "../workflow_scripts/clip.py"
+
+
+rule latents:
+    """Encode the training images and captions once, for every model to train on."""
+    input:
+        data=rules.data.output,
+        tokenizer=rules.tokenizer.output,
+        autoencoder=rules.autoencoder.output,
+        clip=rules.clip.output,
+    output:
+        f"{results}/latents/latents.json",
+    log:
+        f"{results}/logs/latents.log",
+    benchmark:
+        f"{results}/benchmarks/latents.tsv"
+    params:
+        stages["latents"],
+    priority: 90
+    resources:
+        tpu=1,
+    script:
+        "../workflow_scripts/latents.py"
+
+
+rule prompts:
+    """Encode the prompts of every cell: the gallery, and the tuning and held-out captions."""
+    input:
+        data=rules.data.output,
+        tokenizer=rules.tokenizer.output,
+        clip=rules.clip.output,
+    output:
+        f"{results}/prompts/prompts.json",
+    log:
+        f"{results}/logs/prompts.log",
+    params:
+        stages["prompts"],
+    resources:
+        tpu=1,
+    script:
+        "../workflow_scripts/prompts.py"
+
+
+rule reference:
+    """Features of the real tuning and held-out images, which FID compares with."""
+    input:
+        data=rules.data.output,
+        clip=rules.clip.output,
+        inception=external(config["metrics"]["inception"]),
+    output:
+        f"{results}/reference/reference.json",
+    log:
+        f"{results}/logs/reference.log",
+    params:
+        stages["reference"],
+    resources:
+        tpu=1,
+    script:
+        "../workflow_scripts/reference.py"

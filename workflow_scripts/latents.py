@@ -1,0 +1,35 @@
+"""Encode the training images and captions once."""
+
+from pathlib import Path
+
+import numpy as np
+
+from ldmscale.data.encoded import Latents
+from ldmscale.data.records import read_split
+from ldmscale.data.tokenizer import load_tokenizer
+from ldmscale.generation.encode import Encoders
+from ldmscale.jobs import job
+from ldmscale.models.autoencoder import AutoencoderConfig
+from ldmscale.models.clip import CLIPConfig
+from ldmscale.provenance import read_manifest, write_manifest
+from ldmscale.tasks.clip import caption_rows
+from ldmscale.training.encoders import load_encoder
+
+with job(snakemake.log[0], snakemake.threads) as say:
+    params, inputs = snakemake.params[0], snakemake.params[0]["inputs"]
+    ae, clip = AutoencoderConfig(**params["ae"]), CLIPConfig(**params["clip"])
+    data, tokenizer = Path(snakemake.input.data), Path(snakemake.input.tokenizer)
+    read_manifest(data, "data", inputs["data"])
+    read_manifest(tokenizer, "tokenizer", inputs["tokenizer"])
+    records = read_split(data.parent, "train")
+    texts, first = caption_rows(records.captions)
+    tokens = load_tokenizer(tokenizer.with_name("bpe.json")).encode(["", *texts], clip.context_length)
+
+    encoders = Encoders(ae, clip)
+    mean, std = encoders.moments(load_encoder(snakemake.input.autoencoder, inputs["autoencoder"], ae), records.images)
+    say(f"{len(mean)} images encoded")
+    states, _ = encoders.text(load_encoder(snakemake.input.clip, inputs["clip"], clip), tokens)
+    say(f"{len(texts)} captions encoded")
+    scale = float(1.0 / np.sqrt(mean.var() + (std**2).mean()))
+    Latents(mean, std, states[1:], first, states[0], scale).save(Path(snakemake.output[0]).parent)
+    write_manifest(snakemake.output[0], "latents", params["digest"], scale=scale, shape=list(mean.shape))

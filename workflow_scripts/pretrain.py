@@ -1,0 +1,28 @@
+"""Train one U-Net of the family, keeping its weights at the checkpoints."""
+
+from pathlib import Path
+
+from ldmscale.data.encoded import Latents
+from ldmscale.diffusion.schedule import Schedule
+from ldmscale.jobs import job
+from ldmscale.models.unet import UNetConfig
+from ldmscale.provenance import read_manifest, write_manifest
+from ldmscale.tasks.pretrain import PretrainTask
+from ldmscale.training.loop import TrainConfig, train
+
+with job(snakemake.log[0], snakemake.threads) as say:
+    params, output = snakemake.params[0], Path(snakemake.output[0])
+    source = Path(snakemake.input.latents)
+    latents = Latents.load(source.parent, read_manifest(source, "latents", params["inputs"]["latents"])["scale"])
+    settings = dict(params["train"])
+    task = PretrainTask(
+        UNetConfig(**params["net"]),
+        Schedule(**params["diffusion"]),
+        latents,
+        settings.pop("batch"),
+        settings.pop("text_dropout"),
+        params["seed"],
+    )
+    config = TrainConfig(**settings, steps=params["steps"], seed=params["seed"])
+    kept = train(task, config, output.with_suffix(""), params["digest"], keep=params["checkpoints"], say=say)
+    write_manifest(output, "pretrain", params["digest"], weights={step: str(path) for step, path in kept.items()})

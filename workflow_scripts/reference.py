@@ -1,0 +1,23 @@
+"""FID features of the real tuning and held-out images."""
+
+from pathlib import Path
+
+from ldmscale.data.encoded import save_array
+from ldmscale.data.records import read_split
+from ldmscale.jobs import job
+from ldmscale.metrics.features import study_features
+from ldmscale.metrics.score import SPLITS
+from ldmscale.models.clip import CLIPConfig
+from ldmscale.provenance import read_manifest, write_manifest
+from ldmscale.training.encoders import load_encoder
+
+with job(snakemake.log[0], snakemake.threads):
+    params, data = snakemake.params[0], Path(snakemake.input.data)
+    clip = CLIPConfig(**params["clip"])
+    read_manifest(data, "data", params["inputs"]["data"])
+    weights = load_encoder(snakemake.input.clip, params["inputs"]["clip"], clip)
+    features, label = study_features(clip, weights, params["features"]["inception"])
+    for split in SPLITS:
+        images = read_split(data.parent, split).images
+        save_array(Path(snakemake.output[0]).with_name(f"{split}.npy"), features(images)[0])
+    write_manifest(snakemake.output[0], "reference", params["digest"], features=label)
