@@ -28,9 +28,9 @@ rule generate:
     """Sample the images of a job's cells, skipping those that exist."""
     input:
         pretrain=model_of,
-        autoencoder=rules.autoencoder.output,
-        latents=rules.latents.output,
-        prompts=rules.prompts.output,
+        autoencoder=rules.autoencoder.output[0],
+        latents=rules.latents.output[0],
+        prompts=rules.prompts.output[0],
     output:
         f"{results}/cells/{{cells}}/generated.json",
     log:
@@ -52,9 +52,9 @@ rule score:
     """Features and scores of a job's cells, skipping those that are scored."""
     input:
         generated=planned(lambda cells: [f"{results}/cells/{job}/generated.json" for job in plan.generation_jobs(cells)]),
-        clip=rules.clip.output,
-        prompts=rules.prompts.output,
-        reference=rules.reference.output,
+        clip=rules.clip.output[0],
+        prompts=rules.prompts.output[0],
+        reference=rules.reference.output[0],
         inception=external(config["metrics"]["inception"]),
     output:
         f"{results}/cells/{{cells}}/scores.json",

@@ -26,7 +26,7 @@ rule data:
 rule tokenizer:
     """Train the byte-level BPE tokenizer on the training captions."""
     input:
-        data=rules.data.output,
+        data=rules.data.output[0],
     output:
         f"{results}/encoders/tokenizer.json",
     log:

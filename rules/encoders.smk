@@ -8,7 +8,7 @@ OUT  encoders/{autoencoder,clip}.json, latents/latents.json, prompts/prompts.jso
 rule autoencoder:
     """Train the KL autoencoder, or take the weights that the config names."""
     input:
-        data=rules.data.output,
+        data=rules.data.output[0],
         weights=external(config["autoencoder"]["weights"]),
     output:
         f"{results}/encoders/autoencoder.json",
@@ -28,8 +28,8 @@ rule autoencoder:
 rule clip:
     """Train CLIP (image and text tower), or take the weights that the config names."""
     input:
-        data=rules.data.output,
-        tokenizer=rules.tokenizer.output,
+        data=rules.data.output[0],
+        tokenizer=rules.tokenizer.output[0],
         weights=external(config["clip"]["weights"]),
     output:
         f"{results}/encoders/clip.json",
@@ -49,10 +49,10 @@ rule clip:
 rule latents:
     """Encode the training images and captions once, for every model to train on."""
     input:
-        data=rules.data.output,
-        tokenizer=rules.tokenizer.output,
-        autoencoder=rules.autoencoder.output,
-        clip=rules.clip.output,
+        data=rules.data.output[0],
+        tokenizer=rules.tokenizer.output[0],
+        autoencoder=rules.autoencoder.output[0],
+        clip=rules.clip.output[0],
     output:
         f"{results}/latents/latents.json",
     log:
@@ -71,9 +71,9 @@ rule latents:
 rule prompts:
     """Encode the prompts of every cell: the gallery, and the tuning and held-out captions."""
     input:
-        data=rules.data.output,
-        tokenizer=rules.tokenizer.output,
-        clip=rules.clip.output,
+        data=rules.data.output[0],
+        tokenizer=rules.tokenizer.output[0],
+        clip=rules.clip.output[0],
     output:
         f"{results}/prompts/prompts.json",
     log:
@@ -89,8 +89,8 @@ rule prompts:
 rule reference:
     """Features of the real tuning and held-out images, which FID compares with."""
     input:
-        data=rules.data.output,
-        clip=rules.clip.output,
+        data=rules.data.output[0],
+        clip=rules.clip.output[0],
         inception=external(config["metrics"]["inception"]),
     output:
         f"{results}/reference/reference.json",

@@ -18,7 +18,7 @@ def shown_cells(wildcards):
 rule figure:
     """Draw one figure of the paper from the table and the previews."""
     input:
-        scores=rules.gather.output,
+        scores=rules.gather.output[0],
         cells=shown_cells,
     output:
         pdf=f"{results}/figures/{{figure}}.pdf",
@@ -41,7 +41,7 @@ rule figure:
 rule table1:
     """Table 1: parameters, filters, GFLOPs, normalised cost, FID and CLIP score of the family."""
     input:
-        scores=rules.gather.output,
+        scores=rules.gather.output[0],
     output:
         csv=report(
             f"{results}/tables/table1.csv",
@@ -62,7 +62,7 @@ rule table1:
 rule summary:
     """What the run shows of each of the paper's findings, with intervals."""
     input:
-        scores=rules.gather.output,
+        scores=rules.gather.output[0],
     output:
         report(
             f"{results}/summary.md",
@@ -90,7 +90,7 @@ rule report:
     """Snakemake's own report: figures with captions, the rule graph, run times, the config."""
     input:
         rules.figures.input,
-        config=rules.config.output,
+        config=rules.config.output[0],
     output:
         f"{results}/report.html",
     log:

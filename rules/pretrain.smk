@@ -8,7 +8,7 @@ OUT  models/{model}/pretrain.json (manifest), models/{model}/pretrain/step-*.saf
 rule pretrain:
     """Train one U-Net of the family on text-to-image, keeping its weights at the checkpoints."""
     input:
-        latents=rules.latents.output,
+        latents=rules.latents.output[0],
     output:
         f"{results}/models/{{model}}/pretrain.json",
     log:

@@ -13,7 +13,9 @@ AFFECTED_JAXLIB = ("0.10.2",)
 
 
 def prepare() -> None:
-    """Set ``XLA_FLAGS`` for the installed jaxlib; leaves a flag that the user has set alone."""
+    """Set ``XLA_FLAGS`` for the installed jaxlib and BLAS to one thread; leaves what the user has set alone."""
+    # Threads of BLAS fight with the other jobs of the study over the same cores; matrices here are small.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     flags = os.environ.get("XLA_FLAGS", "")
     if version("jaxlib") in AFFECTED_JAXLIB and YNN_OFF not in flags:
         os.environ["XLA_FLAGS"] = f"{flags} {YNN_OFF}".strip()

@@ -1,7 +1,9 @@
 """Procedural scenes: what the captions say is what is drawn, and no scene is in two splits."""
 
 import hashlib
+import itertools
 import json
+import re
 import subprocess
 import sys
 
@@ -48,6 +50,27 @@ def test_a_caption_means_one_scene(source):
         for text in captions(scene, 4, i):
             assert meaning.setdefault(text, canonical(scene)) == canonical(scene)
             assert text == " ".join(text.split()) and text == text.lower()
+
+
+@pytest.mark.parametrize("relation", RELATIONS)
+def test_captions_say_who_is_where(relation):
+    scene = Scene((Thing("star", "red", size="small"), Thing("square", "blue")), "white", relation)
+    same = {
+        "left of": ("left of", "to the left of"),
+        "right of": ("right of", "to the right of"),
+        "above": ("above", "over"),
+        "below": ("below", "beneath"),
+        "inside": ("inside", "within"),
+    }
+    opposite = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
+    turned = same[opposite[relation]] if relation in opposite else ("containing", "surrounding")
+    seen = set()
+    for text in captions(scene, 100):
+        between = re.search(r"(star|square) (.+?) a \w+ (?:plain )?\w+ (?:plain )?(star|square)", text)
+        first, words, _ = between.groups()
+        assert words in (same[relation] if first == "star" else turned), text
+        seen.add(words)
+    assert seen == {*same[relation], *turned}
 
 
 def test_mirrored_relations_are_one_scene():
@@ -146,7 +169,7 @@ def test_objects_stay_inside_the_picture_and_apart():
         border = np.concatenate([both[0], both[-1], both[:, 0], both[:, -1]])
         assert border.min() > 170
         middle = both[:, 31:33] if relation == "left of" else both[31:33]
-        assert middle.min() > 120
+        assert middle.mean(axis=-1).min() > 95  # shadows may meet, at 125; a solid rim is 63 or 71
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -172,10 +195,9 @@ def test_a_picture_is_the_same_at_any_size(source):
 
 
 def test_backgrounds_are_distinct_and_never_written_to(source):
-    means = {name: np.stack([background(name, v, 32) for v in range(8)]).mean(axis=0) for name in BACKGROUNDS}
-    for one in BACKGROUNDS:
-        for other in BACKGROUNDS:
-            assert one == other or np.abs(means[one] - means[other]).mean() > 8
+    for one, other in itertools.combinations(BACKGROUNDS, 2):
+        for v, w in itertools.product(range(8), range(8)):
+            assert np.abs(background(one, v, 32) - background(other, w, 32)).mean() > 8
     with pytest.raises(ValueError):
         background("white", 0, 32)[0, 0] = 0
 

@@ -266,7 +266,7 @@ def _difference(components: np.ndarray, reps: np.ndarray) -> tuple[float, np.nda
 
 
 def _variance_components(table: np.ndarray) -> np.ndarray:
-    """(model, steps) components of a [S,M] table: two-way analysis of variance without replication, method of moments."""
+    """(model, steps) components of a table [S,M]: two-way analysis of variance by the method of moments."""
     s, m = table.shape
     by_steps, by_model = table.mean(axis=1), table.mean(axis=0)
     residual = table - by_steps[:, None] - by_model[None] + table.mean()

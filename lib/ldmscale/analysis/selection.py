@@ -68,8 +68,9 @@ def chosen_on_tuning(rows: pd.DataFrame, by: list[str], metric: str = "fid") -> 
     best = tuning.sort_values([*by, "_loss", "cost", "cfg"]).drop_duplicates(by)
     best = best[["cell", metric]].rename(columns={metric: f"tuning_{metric}"})
     result = held.merge(best, on="cell", how="right")
-    if result["split"].isna().any():
-        raise UserError(f"the scores table has no held-out row for {result.loc[result['split'].isna(), 'cell'].iloc[0]}")
+    missing = result.loc[result["split"].isna(), "cell"]
+    if len(missing):
+        raise UserError(f"the scores table has no held-out row for {missing.iloc[0]}: score every cell on both splits")
     return result.sort_values(["params", *by]).reset_index(drop=True)
 
 

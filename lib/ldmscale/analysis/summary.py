@@ -55,8 +55,8 @@ def _head(study: StudyInfo, scores: pd.DataFrame) -> str:
     steps, cfgs = sorted(scores["steps"].unique()), sorted(scores["cfg"].unique())
     return f"""# Summary of the study "{markdown_text(study.name)}"
 
-This run asks the question of {PAPER}: at a given sampling budget, which size of text-to-image diffusion model, with how \
-many sampling steps and how much guidance, makes the best images?
+This run asks the question of {PAPER}: at a given sampling budget, which size of text-to-image diffusion model, with \
+how many sampling steps and how much guidance, makes the best images?
 
 | | |
 |---|---|
@@ -67,7 +67,7 @@ many sampling steps and how much guidance, makes the best images?
 | Sampling steps | {", ".join(map(str, steps))} |
 | Guidance weights (CFG) | {", ".join(f"{c:g}" for c in cfgs)} |
 | Measured settings | {cells} |
-| Prompts, one image each | {study.n_heldout} held out for reporting, {study.n_tuning} for choosing the guidance weight |
+| Prompts, one image each | {study.n_heldout} held out for reporting, {study.n_tuning} for choosing guidance |
 | FID features | {markdown_text(study.fid_features)} |
 | CLIP score | {markdown_text(study.clip_features)} |"""
 
@@ -105,16 +105,16 @@ def _how(study: StudyInfo) -> str:
     return f"""## How to read the numbers
 
 - **FID** (lower is better) is the distance between the features of generated and of real images. Its size depends on \
-the features and on the number of images, so these FIDs, from {markdown_text(study.fid_features)} and {study.n_heldout} \
-images, compare with each other and not with FIDs published elsewhere.
+the features and on the number of images, so these FIDs, from {markdown_text(study.fid_features)} and \
+{study.n_heldout} images, compare with each other and not with FIDs published elsewhere.
 - **CLIP score** (higher is better) is the mean cosine similarity between an image and its prompt.
 - **CFG**, the guidance weight, says how strongly the prompt pulls on the image; 1 is no pull beyond the model's own.
 - **Cost** is the paper's: U-Net cost relative to the reference model, times the number of steps. It leaves out the \
 second evaluation that guidance needs, the text encoder and the decoder; *whole cost* counts them all.
 - Guidance weights, and in budget comparisons steps and models too, are chosen on the {study.n_tuning} tuning prompts; \
 every number is reported on the {study.n_heldout} held-out prompts.
-- **Intervals** are 95% intervals from bootstrap resampling of the prompts, the same resample for every setting, so that \
-differences are paired. *Supported* means that the deciding interval (the first of the list; for training compute, every \
-model's) lies wholly on the paper's side of zero, *not supported* that it lies on the other side (for model size, also \
-that some step up in size makes FID worse beyond its interval; for training compute, that any model gets worse). \
-*Cannot tell* is everything else."""
+- **Intervals** are 95% intervals from bootstrap resampling of the prompts, the same resample for every setting, so \
+that differences are paired. *Supported* means that the deciding interval (the first of the list; for training \
+compute, every model's) lies wholly on the paper's side of zero, *not supported* that it lies on the other side (for \
+model size, also that some step up in size makes FID worse beyond its interval; for training compute, that any model \
+gets worse). *Cannot tell* is everything else."""

@@ -33,14 +33,15 @@ def fig09(data: FigureData) -> Figure:
     left.set(xlabel="Sampling steps", ylabel="Sampling cost", xlim=(0, None), ylim=(0, None))
     style.log_axis(right, "x", best["cost"], at_least=6)
     style.fid_axis(right, best["fid"])
-    right.set_xlabel("Sampling cost (U-Net cost relative to the reference × steps)")
+    right.set_xlabel("Sampling cost")
     _strip(strip, rows, looks, right.get_xlim()[1])
-    style.side_legend(fig, style.model_handles(models, looks), "Model")
+    style.side_legend(fig, style.model_handles(models, looks), "Model, parameters")
     style.add_caption(
         fig,
         f"{style.study_line(data.study, best)} DDIM; CFG chosen for each model and step count on "
-        f"{data.study.n_tuning:,} tuning prompts. Whiskers: 95% bootstrap intervals over prompts. Strip: best model "
-        "at or under each cost, by tuning FID.",
+        f"{data.study.n_tuning:,} tuning prompts. {style.WHISKERS} "
+        "Sampling cost: U-Net cost relative to the reference model × steps. Strip: best model at or under each cost "
+        "among the settings sampled, by tuning FID.",
     )
     return fig
 

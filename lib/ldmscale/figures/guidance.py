@@ -30,19 +30,22 @@ def fig08(data: FigureData) -> Figure:
     best, colours = best_cfg(rows), style.cfg_colours(rows["cfg"].unique())
     models = [m for m in data.models if m.name in set(rows["model"])]
     # The heat map needs room for its columns, the curves do not.
-    heat_width = max(2.3, 0.33 * len(models) + 0.6)
-    fig = style.new_figure(5.0 + heat_width, 3.1)
-    axes = fig.subplots(1, 3, width_ratios=[2.3, 2.3, heat_width])
+    heat_width = max(2.1, 0.31 * len(models))
+    fig = style.new_figure(4.9 + heat_width, 3.1)
+    axes = fig.subplots(1, 3, width_ratios=[1.8, 1.8, heat_width])
+    axes[1].sharey(axes[0])
     for ax, model in zip(axes, pair, strict=False):
         mine = rows[(rows["model"] == model.name) & (rows["split"] == "heldout")]
         for cfg, colour in colours.items():
             style.curve(ax, mine[mine["cfg"] == cfg], "steps", "fid", False, color=colour, marker="o", markersize=3)
         style.curve(ax, best[best["model"] == model.name], "steps", "fid", **OPTIMAL, zorder=5)
-        style.fid_axis(ax, mine["fid"])
-        style.steps_axis(ax, sorted(mine["steps"].unique()), 1.9)
+        style.steps_axis(ax, sorted(mine["steps"].unique()), 1.7)
         ax.set_xlabel("Sampling steps")
         ax.set_title(style.model_label(model))
-    _heat_map(axes[2], optimal_cfg(rows), colours)
+    shown = rows[(rows["split"] == "heldout") & rows["model"].isin([m.name for m in pair])]
+    style.fid_axis(axes[0], shown["fid"])
+    axes[1].tick_params(labelleft=False)
+    _heat_map(axes[2], optimal_cfg(rows), colours, heat_width / len(models))
     handles = [Line2D([], [], color=c, marker="o", markersize=4, label=f"{g:g}") for g, c in colours.items()]
     handles.append(Line2D([], [], label="optimal", **OPTIMAL))
     style.side_legend(fig, handles, "CFG")
@@ -54,8 +57,8 @@ def fig08(data: FigureData) -> Figure:
     return fig
 
 
-def _heat_map(ax: Axes, optimal: pd.DataFrame, colours: dict[float, tuple]) -> None:
-    """Models across, step counts up, each cell coloured by and labelled with its optimal guidance weight."""
+def _heat_map(ax: Axes, optimal: pd.DataFrame, colours: dict[float, tuple], column: float) -> None:
+    """Models across (``column`` inches each), steps up; each cell has the colour and number of its optimal weight."""
     values = optimal.to_numpy(float)
     image = np.ones((*values.shape, 3))
     for (i, j), cfg in np.ndenumerate(values):
@@ -65,8 +68,9 @@ def _heat_map(ax: Axes, optimal: pd.DataFrame, colours: dict[float, tuple]) -> N
     ax.imshow(image, origin="lower", aspect="auto", interpolation="nearest")
     ax.grid(False)
     ax.set_xticks(range(len(optimal.columns)), [str(c) for c in optimal.columns])
-    if sum(style.text_width(f"{c}  ", 7) for c in optimal.columns) > 72 * (0.33 * len(optimal.columns)):
-        ax.tick_params(axis="x", rotation=45)
+    size = 7.0 if max(style.text_width(str(c), 7.0) for c in optimal.columns) < 72 * column - 3 else 6.0
+    crowded = max(style.text_width(str(c), size) for c in optimal.columns) > 72 * column - 3
+    ax.tick_params(axis="x", labelsize=size, rotation=90 if crowded else 0)
     ax.set_yticks(range(len(optimal.index)), [str(s) for s in optimal.index])
     for edge in ("left", "bottom"):
         ax.spines[edge].set_visible(False)

@@ -35,15 +35,15 @@ def fig11(data: FigureData) -> Figure:
         _panel(ax, *shown, models, looks)
         ax.set_title(f"{SAMPLER_NAMES[sampler]} and DDIM")
     handles = [
-        Line2D([], [], color=style.INK, linestyle="-", label="named sampler"),
+        Line2D([], [], linestyle="none", label=""),
+        Line2D([], [], color=style.INK, linestyle="-", label="DDPM (left),\nDPM-Solver++ (right)"),
         Line2D([], [], color=style.INK, linestyle=(0, (3, 1.6)), linewidth=1.0, label="DDIM"),
     ]
-    style.side_legend(fig, [*style.model_handles(models, looks), *handles], "Model and sampler")
+    style.side_legend(fig, [*style.model_handles(models, looks), *handles], "Model, parameters")
     style.add_caption(
         fig,
         f"{style.study_line(data.study, rows)} CFG chosen for each model, sampler and step count on "
-        f"{data.study.n_tuning:,} tuning prompts. Right: {limit} steps or fewer. Whiskers: 95% bootstrap intervals over "
-        "prompts (solid curves).",
+        f"{data.study.n_tuning:,} tuning prompts. Right: {limit} steps or fewer. {style.WHISKERS}",
     )
     return fig
 
@@ -51,7 +51,7 @@ def fig11(data: FigureData) -> Figure:
 def _panel(ax: Axes, rows: pd.DataFrame, baseline: pd.DataFrame, models: list, looks: dict[str, dict]) -> None:
     for model in models:
         look = looks[model.name]
-        dashed = {**look, "linestyle": (0, (3, 1.6)), "linewidth": 1.0, "markersize": 2.8, "alpha": 0.8}
+        dashed = {**look, "linestyle": (0, (3, 1.6)), "linewidth": 1.0, "markersize": 2.8, "alpha": 0.65}
         style.curve(ax, baseline[baseline["model"] == model.name], "cost", "fid", False, **dashed)
         style.curve(ax, rows[rows["model"] == model.name], "cost", "fid", **look)
     both = pd.concat([rows, baseline])

@@ -27,11 +27,11 @@ def fig03(data: FigureData) -> Figure:
     left, right = fig.axes
     style.fid_axis(left, rows["fid"])
     right.set_ylabel("CLIP score  (higher is better)")
-    style.side_legend(fig, style.model_handles(models, looks), "Model")
+    style.side_legend(fig, style.model_handles(models, looks), "Model, parameters")
     first = rows.iloc[0]
     style.add_caption(
         fig,
         f"{style.study_line(data.study, rows)} CLIP score by {data.study.clip_features}. {first.steps}-step "
-        f"{SAMPLER_NAMES[first.sampler]}, CFG {first.cfg:g}. Whiskers: 95% bootstrap intervals over prompts.",
+        f"{SAMPLER_NAMES[first.sampler]}, CFG {first.cfg:g}. {style.WHISKERS}",
     )
     return fig

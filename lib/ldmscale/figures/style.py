@@ -64,21 +64,22 @@ STYLE = {
     "figure.constrained_layout.wspace": 0.03,
     "figure.facecolor": "white",
     "savefig.facecolor": "white",
+    "text.hinting": "no_hinting",  # so that lines are as wide as :func:`text_width` says
     "pdf.fonttype": 42,
-    "svg.hashsalt": "ldmscale",
 }
 INK, GREY = "#222222", "#666666"
 CAPTION_SIZE = 6.2
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "h", "d")
+WHISKERS = "Whiskers: 95% bootstrap intervals over prompts; all points share the prompts, so differences are surer."
+MARKERS = ("o", "s", "^", "D", "v", "p", "<", "h", ">", "d", "8")
 
 
-def styled[**P](draw: Callable[P, Figure]) -> Callable[P, Figure]:
+def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
     """Draw under the shared style, untouched by the user's own matplotlib settings."""
 
     @functools.wraps(draw)
-    def inner(*args: P.args, **kwargs: P.kwargs) -> Figure:
+    def inner(data: object) -> Figure:
         with style():
-            return draw(*args, **kwargs)
+            return draw(data)
 
     return inner
 
@@ -117,7 +118,7 @@ def sequential(name: str, n: int, first: float, last: float) -> list[tuple[float
 
 def model_styles(models: Sequence[ModelInfo]) -> dict[str, dict]:
     """Colour and marker of each model: light and small to dark and large (viridis: safe for colour-blind readers)."""
-    colours = sequential("viridis", len(models), 0.9, 0.0)
+    colours = sequential("viridis", len(models), 0.87, 0.0)
     return {
         m.name: {"color": colour, "marker": MARKERS[i % len(MARKERS)]}
         for i, (m, colour) in enumerate(zip(models, colours, strict=True))
@@ -126,13 +127,13 @@ def model_styles(models: Sequence[ModelInfo]) -> dict[str, dict]:
 
 def cfg_colours(cfgs: Sequence[float]) -> dict[float, tuple[float, float, float]]:
     """Colour of each guidance weight: light and weak to dark and strong."""
-    return dict(zip(sorted(cfgs), sequential("YlOrBr", len(cfgs), 0.25, 0.95), strict=True))
+    return dict(zip(sorted(cfgs), sequential("YlOrBr", len(cfgs), 0.28, 0.95), strict=True))
 
 
 def legible_on(colour: Sequence[float]) -> str:
-    """Black or white, whichever reads better on ``colour`` (WCAG relative luminance)."""
+    """White on dark colours, ink on light ones, by relative luminance."""
     linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in colour[:3]]
-    return "white" if np.dot([0.2126, 0.7152, 0.0722], linear) < 0.18 else INK
+    return "white" if np.dot([0.2126, 0.7152, 0.0722], linear) < 0.3 else INK
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -197,9 +198,7 @@ def study_line(study: StudyInfo, rows: pd.DataFrame | None = None) -> str:
 def add_caption(fig: Figure, text: str) -> None:
     """Put ``text`` at the bottom left, wrapped to the figure's width; constrained layout leaves room for it."""
     width = fig.get_figwidth() * 72 * 0.98
-    fig.supxlabel(
-        wrap(text, width, CAPTION_SIZE), x=0.01, ha="left", size=CAPTION_SIZE, color=GREY, linespacing=1.25
-    )
+    fig.supxlabel(wrap(text, width, CAPTION_SIZE), x=0.01, ha="left", size=CAPTION_SIZE, color=GREY, linespacing=1.25)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -258,7 +257,7 @@ def curve(ax: Axes, rows: pd.DataFrame, x: str, metric: str, intervals: bool = T
     ax.plot(xs, ys, markeredgecolor="white", markeredgewidth=0.5, clip_on=False, **look)
     limits = np.array([interval(y, r) for y, r in zip(ys, replicates(rows, metric), strict=True)])
     if intervals and len(limits) and np.isfinite(limits).all():
-        ax.vlines(xs, limits[:, 0], limits[:, 1], color=look["color"], linewidth=0.8, alpha=0.75)
+        ax.vlines(xs, limits[:, 0], limits[:, 1], color=look["color"], linewidth=0.7, alpha=0.45)
 
 
 def model_handles(models: Sequence[ModelInfo], styles: dict[str, dict]) -> list[Line2D]:

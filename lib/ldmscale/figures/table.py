@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,14 +10,14 @@ import pandas as pd
 
 from ldmscale.analysis.intervals import interval
 from ldmscale.analysis.selection import heldout, replicates, select
-from ldmscale.analysis.study import format_params
+from ldmscale.analysis.study import SAMPLER_NAMES, StudyInfo, format_params
 from ldmscale.analysis.summary import markdown_text
+from ldmscale.cells.cell import Cell
 from ldmscale.errors import UserError
-from ldmscale.figures.data import FigureData
+from ldmscale.figures.style import study_line
 from ldmscale.provenance import atomic_path
 
-# Table 1 of arXiv 2404.01367: filters and the printed GFLOPS. The 39M row is a slip of the paper by a factor of two: its
-# own normalised cost, .07, is 53 / 789.3.
+# Table 1 of arXiv 2404.01367: model and filters, and the GFLOPS printed there.
 PAPER_GFLOPS = {
     ("39M", 64): 25.3,
     ("83M", 96): 102.7,
@@ -31,6 +31,7 @@ PAPER_GFLOPS = {
     ("2B", 512): 1887.5,
     ("5B", 768): 4082.6,
 }
+SLIP = "The paper's 25.3 GFLOPS for 39M contradict its own normalised cost, .07 = 53 / 789.3: the network has 53."
 _TEX = {
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#", "%": r"\%", "_": r"\_",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
@@ -38,16 +39,15 @@ _TEX = {
 }  # fmt: skip
 
 
-def table1(data: FigureData) -> pd.DataFrame:
+def table1(scores: pd.DataFrame, cells: Sequence[Cell], study: StudyInfo) -> pd.DataFrame:
     """One row a model, smallest first: size, cost and held-out FID and CLIP score with 95% intervals.
 
-    Reads the experiment ``headline`` (one cell a model). ``paper_gflops`` is there where a model is one of the paper's
-    by name and filters.
+    ``cells`` are the experiment ``headline``'s, one a model. ``paper_gflops`` is there where a model is one of the
+    paper's by name and filters. ``attrs["note"]`` says in words what study and setting the table shows.
     """
-    cells = data.experiments.get("headline")
     if not cells:
         raise UserError("Table 1 needs the experiment 'headline' in the config: one sampler, step count and CFG")
-    rows = heldout(select(data.scores, cells))
+    rows = heldout(select(scores, cells))
     if rows["model"].duplicated().any():
         twice = rows.loc[rows["model"].duplicated(), "model"].iloc[0]
         raise UserError(f"Table 1 needs one cell a model, the experiment 'headline' has several for {twice}")
@@ -60,9 +60,17 @@ def table1(data: FigureData) -> pd.DataFrame:
         pairs = zip(rows[metric], replicates(rows, metric), strict=True)
         limits = np.array([interval(value, reps) for value, reps in pairs])
         table[metric], table[f"{metric}_low"], table[f"{metric}_high"] = rows[metric], limits[:, 0], limits[:, 1]
-    return table.assign(n=rows["n"], fid_features=rows["fid_features"], clip_features=rows["clip_features"]).reset_index(
-        drop=True
+    for column in ("n", "fid_features", "clip_features"):
+        table[column] = rows[column]
+    cell = cells[0]
+    note = (
+        f"{study_line(study, rows)} CLIP score by {study.clip_features}. {cell.steps}-step "
+        f"{SAMPLER_NAMES[cell.sampler]}, CFG {cell.cfg:g}. 95% bootstrap intervals over prompts."
     )
+    if "paper_gflops" in table and "39M" in set(table["model"]):
+        note += f" {SLIP}"
+    table.attrs["note"] = note
+    return table.reset_index(drop=True)
 
 
 def write_table(table: pd.DataFrame, csv: str | Path, md: str | Path, tex: str | Path) -> None:
@@ -71,9 +79,9 @@ def write_table(table: pd.DataFrame, csv: str | Path, md: str | Path, tex: str |
     with atomic_path(csv) as temporary:
         table.to_csv(temporary, index=False, lineterminator="\n")
     with atomic_path(md) as temporary:
-        temporary.write_text(_markdown(shown), encoding="utf-8")
+        temporary.write_text(_markdown(shown, table.attrs["note"]), encoding="utf-8")
     with atomic_path(tex) as temporary:
-        temporary.write_text(_latex(shown), encoding="utf-8")
+        temporary.write_text(_latex(shown, table.attrs["note"]), encoding="utf-8")
 
 
 def tex_text(text: object) -> str:
@@ -116,14 +124,15 @@ def _formatted(table: pd.DataFrame) -> pd.DataFrame:
 _TEXT_COLUMNS = ("Model", "FID features", "CLIP features")
 
 
-def _markdown(shown: pd.DataFrame) -> str:
+def _markdown(shown: pd.DataFrame, note: str) -> str:
     align = ["---" if column in _TEXT_COLUMNS else "---:" for column in shown]
     lines = [list(shown.columns), align, *([markdown_text(v) for v in row] for row in shown.itertuples(index=False))]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines) + f"\n{markdown_text(note)}\n"
 
 
-def _latex(shown: pd.DataFrame) -> str:
+def _latex(shown: pd.DataFrame, note: str) -> str:
     align = "".join("l" if column in _TEXT_COLUMNS else "r" for column in shown)
     head = " & ".join(tex_text(column) for column in shown)
     body = "".join(f"{' & '.join(tex_text(v) for v in row)} \\\\\n" for row in shown.itertuples(index=False))
-    return f"\\begin{{tabular}}{{{align}}}\n\\toprule\n{head} \\\\\n\\midrule\n{body}\\bottomrule\n\\end{{tabular}}\n"
+    table = f"\\begin{{tabular}}{{{align}}}\n\\toprule\n{head} \\\\\n\\midrule\n{body}\\bottomrule\n\\end{{tabular}}"
+    return f"% needs \\usepackage{{booktabs}}\n{table}\n\n{{\\footnotesize {tex_text(note)}}}\n"

@@ -67,6 +67,8 @@ def interval(point: float, replicates: np.ndarray, level: float = 0.95) -> tuple
     A resample holds about 63 % of the distinct images, and FID grows as they get fewer: its replicates lie well above
     the point estimate, so their own percentiles may not even contain it. Only their spread is used: the percentiles of
     replicate - mean(replicates), added to the point. The bias of the point estimate itself (FID at finite N) stays.
+    Where N is only a few times D the spread of FID replicates is too wide (on simulated Gaussian features by 1.4 to
+    1.7 at N = 256, by 1.1 to 1.2 at N = 1024, D = 64), so such an interval errs on the cautious side.
 
     Raises :class:`UserError` for fewer than 2 replicates or a level outside 0..1.
     """

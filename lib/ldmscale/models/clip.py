@@ -14,9 +14,8 @@ import jax
 import jax.numpy as jnp
 
 from ldmscale.errors import UserError
-from ldmscale.models.layers import attend
+from ldmscale.models.layers import Dense, LayerNorm, attend
 
-LAYER_NORM_EPSILON = 1e-5
 INITIAL_TEMPERATURE = 0.07
 
 
@@ -56,10 +55,6 @@ def quick_gelu(x: jax.Array) -> jax.Array:
     return x * nn.sigmoid(1.702 * x)
 
 
-def _layer_norm(name: str) -> nn.LayerNorm:
-    return nn.LayerNorm(LAYER_NORM_EPSILON, name=name)
-
-
 class SelfAttention(nn.Module):
     """Multi-head self-attention with biases on x [B,T,C]; ``mask`` [T,T] is added to the scores."""
 
@@ -71,9 +66,9 @@ class SelfAttention(nn.Module):
         channels = x.shape[-1]
         # CLIP's initialisation: residual branches shrink with the depth of the network.
         init = nn.initializers.normal(channels**-0.5 * (2 * self.depth) ** -0.5)
-        query, key, value = (nn.Dense(channels, kernel_init=init, name=f"{n}_proj")(x) for n in "qkv")
+        query, key, value = (Dense(channels, init=init, name=f"{n}_proj")(x) for n in "qkv")
         out_init = nn.initializers.normal(channels**-0.5)
-        return nn.Dense(channels, kernel_init=out_init, name="out_proj")(attend(query, key, value, self.heads, mask))
+        return Dense(channels, init=out_init, name="out_proj")(attend(query, key, value, self.heads, mask))
 
 
 class MLP(nn.Module):
@@ -86,8 +81,8 @@ class MLP(nn.Module):
         channels = x.shape[-1]
         first = nn.initializers.normal((2 * channels) ** -0.5)
         second = nn.initializers.normal(channels**-0.5 * (2 * self.depth) ** -0.5)
-        x = quick_gelu(nn.Dense(4 * channels, kernel_init=first, name="fc1")(x))
-        return nn.Dense(channels, kernel_init=second, name="fc2")(x)
+        x = quick_gelu(Dense(4 * channels, init=first, name="fc1")(x))
+        return Dense(channels, init=second, name="fc2")(x)
 
 
 class EncoderLayer(nn.Module):
@@ -96,8 +91,8 @@ class EncoderLayer(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, mask: jax.Array | None) -> jax.Array:
-        x = x + SelfAttention(self.heads, self.depth, name="self_attn")(_layer_norm("layer_norm1")(x), mask)
-        return x + MLP(self.depth, name="mlp")(_layer_norm("layer_norm2")(x))
+        x = x + SelfAttention(self.heads, self.depth, name="self_attn")(LayerNorm(name="layer_norm1")(x), mask)
+        return x + MLP(self.depth, name="mlp")(LayerNorm(name="layer_norm2")(x))
 
 
 class Encoder(nn.Module):
@@ -142,8 +137,8 @@ class VisionEmbeddings(nn.Module):
         patches = images.reshape(batch, side, patch, side, patch, 3).transpose(0, 1, 3, 2, 4, 5)
         patches = patches.reshape(batch, side * side, patch * patch * 3)
         # One row per (row, column, colour) of a patch: the flattened kernel of the published patch convolution.
-        tokens = nn.Dense(
-            width, use_bias=False, kernel_init=nn.initializers.normal(0.02), name="patch_embedding"
+        tokens = Dense(
+            width, use_bias=False, init=nn.initializers.normal(0.02), name="patch_embedding"
         )(patches)
         class_token = self.param("class_embedding", nn.initializers.normal(width**-0.5), (width,))
         tokens = jnp.concatenate([jnp.broadcast_to(class_token, (batch, 1, width)), tokens], axis=1)
@@ -157,9 +152,9 @@ class VisionModel(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array) -> jax.Array:
-        x = _layer_norm("pre_layrnorm")(VisionEmbeddings(self.config, name="embeddings")(images))
+        x = LayerNorm(name="pre_layrnorm")(VisionEmbeddings(self.config, name="embeddings")(images))
         x = Encoder(self.config.heads, self.config.image_depth, name="encoder")(x)
-        return _layer_norm("post_layernorm")(x[:, 0])
+        return LayerNorm(name="post_layernorm")(x[:, 0])
 
 
 class TextEmbeddings(nn.Module):
@@ -185,7 +180,7 @@ class TextModel(nn.Module):
         mask = jnp.where(jnp.tril(jnp.ones((length, length), bool)), 0.0, jnp.finfo(jnp.float32).min)
         x = TextEmbeddings(self.config, name="embeddings")(tokens)
         x = Encoder(self.config.heads, self.config.text_depth, name="encoder")(x, mask)
-        return _layer_norm("final_layer_norm")(x)
+        return LayerNorm(name="final_layer_norm")(x)
 
 
 def _unit(x: jax.Array) -> jax.Array:
@@ -201,11 +196,11 @@ class CLIP(nn.Module):
         config = self.config
         self.vision_model = VisionModel(config)
         self.text_model = TextModel(config)
-        self.visual_projection = nn.Dense(
-            config.embed_dim, use_bias=False, kernel_init=nn.initializers.normal(config.image_width**-0.5)
+        self.visual_projection = Dense(
+            config.embed_dim, use_bias=False, init=nn.initializers.normal(config.image_width**-0.5)
         )
-        self.text_projection = nn.Dense(
-            config.embed_dim, use_bias=False, kernel_init=nn.initializers.normal(config.text_width**-0.5)
+        self.text_projection = Dense(
+            config.embed_dim, use_bias=False, init=nn.initializers.normal(config.text_width**-0.5)
         )
         self.logit_scale = self.param("logit_scale", nn.initializers.constant(-math.log(INITIAL_TEMPERATURE)), ())
 

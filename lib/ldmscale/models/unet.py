@@ -15,11 +15,10 @@ import jax
 import jax.numpy as jnp
 
 from ldmscale.errors import UserError
-from ldmscale.models.layers import Attention, Conv, Downsample, GroupNorm, ResnetBlock, Upsample
+from ldmscale.models.layers import Attention, Conv, Dense, Downsample, GroupNorm, LayerNorm, ResnetBlock, Upsample
 
 NORM_EPSILON = 1e-5
 TRANSFORMER_NORM_EPSILON = 1e-6
-LAYER_NORM_EPSILON = 1e-5
 MAX_PERIOD = 10_000
 
 
@@ -86,7 +85,7 @@ class TimestepEmbedding(nn.Module):
 
     @nn.compact
     def __call__(self, features: jax.Array) -> jax.Array:
-        return nn.Dense(self.width, name="linear_2")(nn.silu(nn.Dense(self.width, name="linear_1")(features)))
+        return Dense(self.width, name="linear_2")(nn.silu(Dense(self.width, name="linear_1")(features)))
 
 
 class GEGLU(nn.Module):
@@ -96,7 +95,7 @@ class GEGLU(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        value, gate = jnp.split(nn.Dense(2 * self.width, name="proj")(x), 2, axis=-1)
+        value, gate = jnp.split(Dense(2 * self.width, name="proj")(x), 2, axis=-1)
         return value * nn.gelu(gate, approximate=False)
 
 
@@ -105,7 +104,7 @@ class FeedForward(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        return nn.Dense(x.shape[-1], name="net_2")(GEGLU(4 * x.shape[-1], name="net_0")(x))
+        return Dense(x.shape[-1], name="net_2")(GEGLU(4 * x.shape[-1], name="net_0")(x))
 
 
 class BasicTransformerBlock(nn.Module):
@@ -115,12 +114,9 @@ class BasicTransformerBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, context: jax.Array) -> jax.Array:
-        def norm(i: int) -> nn.LayerNorm:
-            return nn.LayerNorm(LAYER_NORM_EPSILON, name=f"norm{i}")
-
-        x = x + Attention(self.heads, name="attn1")(norm(1)(x))
-        x = x + Attention(self.heads, name="attn2")(norm(2)(x), context)
-        return x + FeedForward(name="ff")(norm(3)(x))
+        x = x + Attention(self.heads, name="attn1")(LayerNorm(name="norm1")(x))
+        x = x + Attention(self.heads, name="attn2")(LayerNorm(name="norm2")(x), context)
+        return x + FeedForward(name="ff")(LayerNorm(name="norm3")(x))
 
 
 class Transformer(nn.Module):
@@ -133,9 +129,9 @@ class Transformer(nn.Module):
     def __call__(self, x: jax.Array, context: jax.Array) -> jax.Array:
         batch, height, width, channels = x.shape
         h = GroupNorm(self.groups, TRANSFORMER_NORM_EPSILON, name="norm")(x).reshape(batch, height * width, channels)
-        h = nn.Dense(channels, name="proj_in")(h)
+        h = Dense(channels, name="proj_in")(h)
         h = BasicTransformerBlock(self.heads, name="transformer_blocks_0")(h, context)
-        h = nn.Dense(channels, kernel_init=nn.initializers.zeros, name="proj_out")(h)
+        h = Dense(channels, init=nn.initializers.zeros, name="proj_out")(h)
         return x + h.reshape(x.shape)
 
 

@@ -19,7 +19,7 @@ def save_tree(path: str | Path, tree: Any, **metadata: object) -> None:
     """Write a pytree of arrays with JSON-able ``metadata``; tensor names are the tree's key paths joined by dots."""
     with atomic_path(path) as temporary:
         save_file(
-            {name: np.ascontiguousarray(leaf) for name, leaf in _named(jax.device_get(tree))},
+            {name: np.asarray(leaf, order="C") for name, leaf in _named(jax.device_get(tree))},
             temporary,
             metadata={key: json.dumps(value) for key, value in metadata.items()},
         )

@@ -14,7 +14,7 @@ import numpy as np
 from ldmscale.data.scenes.grammar import MIRRORED, Dice, Scene, Thing
 
 SUPERSAMPLE = 2  # on top of analytic coverage of each subpixel, which is as smooth as 4x or more with hard edges
-RADIUS = {"alone": {"large": 0.34, "small": 0.165}, "pair": {"large": 0.225, "small": 0.135}}
+RADIUS = {"alone": {"large": 0.34, "small": 0.165}, "pair": {"large": 0.22, "small": 0.135}}
 HOLDER_RADIUS, HELD_RADIUS = 0.40, 0.15
 MARGIN = 0.035  # kept free along the border
 DARK_BACKGROUNDS = ("black", "night")
@@ -43,8 +43,8 @@ def _square(x, y):
 
 
 def _triangle(x, y):
-    y = y - np.float32(0.2)
-    return np.maximum(y - np.float32(0.6), np.float32(0.8660254) * np.abs(x) - np.float32(0.5) * y - np.float32(0.6))
+    y, inner = y - np.float32(0.26), np.float32(0.535)
+    return np.maximum(y, np.float32(0.8660254) * np.abs(x) - np.float32(0.5) * y) - inner
 
 
 def _star(x, y):
@@ -55,9 +55,9 @@ def _star(x, y):
     x, y = x - fold * c, y + fold * s
     fold = 2 * np.maximum(-c * x - s * y, 0)
     x, y = np.abs(x + fold * c), y + fold * s
-    y = y - np.float32(1.1)
+    y = y - np.float32(1.07)
     edge_x, edge_y = np.float32(0.5 * 0.587785), np.float32(0.5 * 0.809017 - 1)
-    along = np.clip((x * edge_x + y * edge_y) / (edge_x**2 + edge_y**2), 0, 1.1)
+    along = np.clip((x * edge_x + y * edge_y) / (edge_x**2 + edge_y**2), 0, 1.07)
     return np.hypot(x - edge_x * along, y - edge_y * along) * np.sign(y * edge_x - x * edge_y)
 
 
@@ -80,10 +80,10 @@ def _heart(x, y):
 
 
 def _diamond(x, y):
-    return (np.abs(x) * np.float32(1 / 0.74) + np.abs(y) * np.float32(1 / 1.05) - 1) * np.float32(0.605)
+    return (np.abs(x) * np.float32(1 / 0.74) + np.abs(y) * np.float32(1 / 1.02) - 1) * np.float32(0.6)
 
 
-# Shape name -> signed distance [h,w] of (x, y) [h,w], negative inside, all within |x|, |y| <= 1.15.
+# Shape name -> signed distance [h,w] of (x, y) [h,w], negative inside, all within |x|, |y| <= 1.1.
 SHAPE_DISTANCES: dict[str, Callable] = {
     "circle": _circle,
     "square": _square,
@@ -94,7 +94,7 @@ SHAPE_DISTANCES: dict[str, Callable] = {
     "heart": _heart,
     "diamond": _diamond,
 }
-EXTENT = 1.15
+EXTENT = 1.1
 # Where, in radii below its centre, a holder has most room.
 ROOM_OFFSET = {"heart": -0.16}
 
