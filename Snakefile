@@ -50,6 +50,7 @@ include: "rules/encoders.smk"
 include: "rules/pretrain.smk"
 include: "rules/cells.smk"
 include: "rules/figures.smk"
+include: "rules/report.smk"
 
 
 localrules:
@@ -70,3 +71,5 @@ rule all:
         rules.figures.input,
         f"{results}/config.yaml",
         f"{results}/report.html",
+    message:
+        f"complete: everything is in {results}/"

@@ -8,22 +8,6 @@ OUT  cells/{cells}/generated.json, cells/{cells}/scores.json, scores.parquet
 """
 
 
-def planned(function):
-    """A cell path that the study does not know is a sentence, not a traceback."""
-
-    def checked(wildcards):
-        try:
-            return function(wildcards.cells)
-        except UserError as error:
-            raise WorkflowError(str(error)) from None
-
-    return checked
-
-
-def model_of(wildcards):
-    return f"{results}/models/{plan.under(wildcards.cells)[0].model}/pretrain.json"
-
-
 rule generate:
     """Sample the images of a job's cells, skipping those that exist."""
     input:
@@ -37,11 +21,11 @@ rule generate:
         f"{results}/logs/generate/{{cells}}.log",
     benchmark:
         f"{results}/benchmarks/generate/{{cells}}.tsv"
-    params:
-        planned(stages.generate),
     priority: 20
     resources:
         tpu=1,
+    params:
+        planned(stages.generate),
     message:
         "generate {wildcards.cells}"
     script:
@@ -51,7 +35,9 @@ rule generate:
 rule score:
     """Features and scores of a job's cells, skipping those that are scored."""
     input:
-        generated=planned(lambda cells: [f"{results}/cells/{job}/generated.json" for job in plan.generation_jobs(cells)]),
+        generated=planned(
+            lambda cells: [f"{results}/cells/{job}/generated.json" for job in plan.generation_jobs(cells)]
+        ),
         clip=rules.clip.output[0],
         prompts=rules.prompts.output[0],
         reference=rules.reference.output[0],
@@ -62,11 +48,11 @@ rule score:
         f"{results}/logs/score/{{cells}}.log",
     benchmark:
         f"{results}/benchmarks/score/{{cells}}.tsv"
-    params:
-        planned(stages.score),
     priority: 30
     resources:
         tpu=1,
+    params:
+        planned(stages.score),
     message:
         "score {wildcards.cells}"
     script:
@@ -83,6 +69,8 @@ rule gather:
         f"{results}/logs/gather.log",
     params:
         stages.scores(),
+    message:
+        "gather the scores"
     script:
         "../workflow_scripts/gather.py"
 

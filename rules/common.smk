@@ -13,14 +13,26 @@ def external(*paths):
     return [path for path in paths if path and os.path.exists(path)]
 
 
-rule config:
-    """The whole merged config, beside the results that it made."""
-    output:
-        f"{results}/config.yaml",
-    log:
-        f"{results}/logs/config.log",
-    params:
-        config=config,
-    localrule: True
-    script:
-        "../workflow_scripts/config.py"
+def planned(function):
+    """A cell path that the study does not know is a sentence, not a traceback."""
+
+    def checked(wildcards):
+        try:
+            return function(wildcards.cells)
+        except UserError as error:
+            raise WorkflowError(str(error)) from None
+
+    return checked
+
+
+def model_of(wildcards):
+    return f"{results}/models/{plan.under(wildcards.cells)[0].model}/pretrain.json"
+
+
+def shown_cells(wildcards):
+    """The generation jobs whose pictures a figure shows; figures without prompts show curves alone."""
+    settings = config["figures"][wildcards.figure]
+    if not {"prompt", "prompts", "rows"} & set(settings):
+        return []
+    jobs = {plan.generation_job(cell) for cell in plan.experiments[settings["experiment"]]}
+    return [f"{results}/cells/{job}/generated.json" for job in sorted(jobs)]

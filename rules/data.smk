@@ -9,7 +9,11 @@ rule data:
     """Draw or read the images and captions of every split."""
     input:
         external(
-            *(s["annotations"] for s in (config["data"]["train"], config["data"]["evaluation"]) if s and "annotations" in s)
+            *(
+                s["annotations"]
+                for s in (config["data"]["train"], config["data"]["evaluation"])
+                if s and "annotations" in s
+            )
         ),
     output:
         f"{results}/data/data.json",
@@ -19,6 +23,8 @@ rule data:
         f"{results}/benchmarks/data.tsv"
     params:
         stages["data"],
+    message:
+        "read or draw the images and captions"
     script:
         "../workflow_scripts/data.py"
 
@@ -33,5 +39,7 @@ rule tokenizer:
         f"{results}/logs/tokenizer.log",
     params:
         stages["tokenizer"],
+    message:
+        "train the tokenizer"
     script:
         "../workflow_scripts/tokenizer.py"

@@ -16,11 +16,13 @@ rule autoencoder:
         f"{results}/logs/autoencoder.log",
     benchmark:
         f"{results}/benchmarks/autoencoder.tsv"
-    params:
-        stages["autoencoder"],
     priority: 90
     resources:
         tpu=1,
+    params:
+        stages["autoencoder"],
+    message:
+        "train the autoencoder"
     script:
         "../workflow_scripts/autoencoder.py"
 
@@ -37,11 +39,13 @@ rule clip:
         f"{results}/logs/clip.log",
     benchmark:
         f"{results}/benchmarks/clip.tsv"
-    params:
-        stages["clip"],
     priority: 90
     resources:
         tpu=1,
+    params:
+        stages["clip"],
+    message:
+        "train CLIP"
     script:
         "../workflow_scripts/clip.py"
 
@@ -59,11 +63,13 @@ rule latents:
         f"{results}/logs/latents.log",
     benchmark:
         f"{results}/benchmarks/latents.tsv"
-    params:
-        stages["latents"],
     priority: 90
     resources:
         tpu=1,
+    params:
+        stages["latents"],
+    message:
+        "encode the training images and captions"
     script:
         "../workflow_scripts/latents.py"
 
@@ -78,10 +84,12 @@ rule prompts:
         f"{results}/prompts/prompts.json",
     log:
         f"{results}/logs/prompts.log",
-    params:
-        stages["prompts"],
     resources:
         tpu=1,
+    params:
+        stages["prompts"],
+    message:
+        "encode the prompts"
     script:
         "../workflow_scripts/prompts.py"
 
@@ -96,9 +104,11 @@ rule reference:
         f"{results}/reference/reference.json",
     log:
         f"{results}/logs/reference.log",
-    params:
-        stages["reference"],
     resources:
         tpu=1,
+    params:
+        stages["reference"],
+    message:
+        "features of the real images"
     script:
         "../workflow_scripts/reference.py"

@@ -1,18 +1,8 @@
 """From the tidy table and previews to what people read.
 
 IN   scores.parquet, cells/*/gallery.npy
-OUT  figures/figNN.{pdf,png}, tables/table1.{csv,md,tex}, summary.md, report.html
+OUT  figures/figNN.{pdf,png}, tables/table1.{csv,md,tex}, summary.md
 """
-
-
-def shown_cells(wildcards):
-    """The generation jobs whose pictures a figure shows."""
-    settings = config["figures"][wildcards.figure]
-    jobs = set()
-    for key in ("experiment", "baseline"):
-        for cell in plan.experiments.get(settings.get(key), []):
-            jobs.update(job for job in plan.generation_jobs() if f"{cell.path}/".startswith(f"{job}/"))
-    return [f"{results}/cells/{job}/generated.json" for job in sorted(jobs)]
 
 
 rule figure:
@@ -43,18 +33,15 @@ rule table1:
     input:
         scores=rules.gather.output[0],
     output:
-        csv=report(
-            f"{results}/tables/table1.csv",
-            caption="../report/table1.rst",
-            category="Tables",
-            labels={"table": "1"},
-        ),
+        csv=f"{results}/tables/table1.csv",
         md=f"{results}/tables/table1.md",
         tex=f"{results}/tables/table1.tex",
     log:
         f"{results}/logs/table1.log",
     params:
         stages.report("headline"),
+    message:
+        "table 1"
     script:
         "../workflow_scripts/table1.py"
 
@@ -64,16 +51,13 @@ rule summary:
     input:
         scores=rules.gather.output[0],
     output:
-        report(
-            f"{results}/summary.md",
-            caption="../report/summary.rst",
-            category="Summary",
-            labels={"text": "summary"},
-        ),
+        f"{results}/summary.md",
     log:
         f"{results}/logs/summary.log",
     params:
         stages.report(*plan.experiments),
+    message:
+        "write the summary"
     script:
         "../workflow_scripts/summary.py"
 
@@ -84,18 +68,3 @@ rule figures:
         expand(rules.figure.output, figure=figure_names),
         rules.table1.output,
         rules.summary.output,
-
-
-rule report:
-    """Snakemake's own report: figures with captions, the rule graph, run times, the config."""
-    input:
-        rules.figures.input,
-        config=rules.config.output[0],
-    output:
-        f"{results}/report.html",
-    log:
-        f"{results}/logs/report.log",
-    localrule: True
-    shell:
-        "snakemake figures --snakefile {workflow.snakefile:q} --configfile {input.config:q} --nolock --cores 1"
-        " --workflow-profile none --report {output:q} >{log:q} 2>&1"

@@ -15,11 +15,11 @@ rule pretrain:
         f"{results}/logs/pretrain/{{model}}.log",
     benchmark:
         f"{results}/benchmarks/pretrain/{{model}}.tsv"
-    params:
-        lambda wildcards: stages.pretrain(wildcards.model),
     priority: 50
     resources:
         tpu=1,
+    params:
+        lambda wildcards: stages.pretrain(wildcards.model),
     message:
         "pretrain {wildcards.model}"
     script:

@@ -13,6 +13,7 @@ torch = pytest.importorskip("torch")
 import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 
+from ldmscale.metrics.torch_guard import guard_torchvision  # noqa: E402
 from ldmscale.models import layers  # noqa: E402
 from ldmscale.models.autoencoder import Autoencoder, AutoencoderConfig  # noqa: E402
 from ldmscale.models.clip import CLIP, CLIPConfig  # noqa: E402
@@ -30,10 +31,7 @@ def _peer(package: str):
 @pytest.fixture(scope="module", autouse=True)
 def torchvision_schemas():
     """diffusers and transformers import torchvision, whose compiled operators a CPU build of torch may lack."""
-    library = torch.library.Library("torchvision", "DEF")
-    for schema in ("nms(Tensor dets, Tensor scores, float t) -> Tensor", "qnms(Tensor d, Tensor s, float t) -> Tensor"):
-        library.define(schema)
-    yield
+    guard_torchvision()
 
 
 def randomise(module, seed: int) -> None:
@@ -52,7 +50,8 @@ def randomise(module, seed: int) -> None:
 
 def rename(state: dict, shapes: dict) -> dict:
     """A torch state dict as the nested parameters of a module whose parameters have ``shapes``."""
-    leaves = {"/".join(str(k.key) for k in path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(shapes)}
+    paths = jax.tree_util.tree_leaves_with_path(shapes)
+    leaves = {"/".join(str(key.key) for key in path): leaf.shape for path, leaf in paths}
     tree: dict = {}
     for name, value in state.items():
         value = np.asarray(value.detach().numpy(), np.float32)

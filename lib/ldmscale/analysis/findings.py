@@ -18,9 +18,10 @@ import pandas as pd
 from ldmscale.analysis.frontier import at_budgets, crossover, default_budgets, largest_model, winners
 from ldmscale.analysis.intervals import LEVEL, centred, interval
 from ldmscale.analysis.selection import METRICS, TUNING, heldout, optimal_cfg, replicates, select
-from ldmscale.analysis.study import SAMPLER_NAMES
+from ldmscale.analysis.study import SAMPLER_NAMES, format_count
 from ldmscale.cells.cell import Cell
 
+METRIC_NAMES = {"fid": "FID", "clip": "CLIP score"}
 SUPPORTED, NOT_SUPPORTED, CANNOT_TELL = "supported", "not supported", "cannot tell"
 
 
@@ -31,6 +32,14 @@ class Number(NamedTuple):
     value: float
     low: float
     high: float
+
+    def __str__(self) -> str:
+        between = "" if math.isnan(self.low) else f" (95% interval {_text(self.low)} to {_text(self.high)})"
+        return f"{self.label}: {_text(self.value)}{between}"
+
+
+def _text(value: float) -> str:
+    return "not within this run" if math.isinf(value) else f"{float(f'{value:.4g}'):g}"
 
 
 @dataclass(frozen=True)
@@ -87,8 +96,8 @@ def _rows(scores: pd.DataFrame, cells: Sequence[Cell], experiment: str) -> pd.Da
     return select(scores, cells)
 
 
-def _number(label: str, value: float, reps: np.ndarray, level: float = LEVEL) -> Number:
-    return Number(label, float(value), *interval(value, reps, level))
+def _number(label: str, value: float, reps: np.ndarray) -> Number:
+    return Number(label, float(value), *interval(value, reps))
 
 
 def _no_replicates(numbers: Sequence[Number]) -> str:
@@ -100,7 +109,7 @@ def training_compute(scores: pd.DataFrame, cells: Sequence[Cell], metric: str) -
 
     Supported if every model improves beyond its interval, not supported if one gets worse beyond its interval.
     """
-    name = metric.upper()
+    name = METRIC_NAMES[metric]
 
     def measure():
         rows = heldout(_rows(scores, cells, "training"))
@@ -119,9 +128,11 @@ def training_compute(scores: pd.DataFrame, cells: Sequence[Cell], metric: str) -
         each = [verdict_of(*sorted((-METRICS[metric] * n.low, -METRICS[metric] * n.high))) for n in numbers]
         verdict = SUPPORTED if set(each) == {SUPPORTED} else CANNOT_TELL
         verdict = NOT_SUPPORTED if NOT_SUPPORTED in each else verdict
+        low, high = min(n.value for n in numbers), max(n.value for n in numbers)
         note = (
-            f"{each.count(SUPPORTED)} of {len(each)} models improve beyond their interval from the first checkpoint to "
-            f"the last, {each.count(NOT_SUPPORTED)} get worse beyond it; {still} still improve beyond it between the "
+            f"The changes from the first checkpoint to the last lie between {_text(low)} and {_text(high)}. "
+            f"{each.count(SUPPORTED)} of {len(each)} models improve beyond their interval, "
+            f"{each.count(NOT_SUPPORTED)} get worse beyond it; {still} still improve beyond it between the "
             "last two checkpoints." + _no_replicates(numbers)
         )
         return verdict, numbers, note
@@ -158,7 +169,7 @@ def model_size(scores: pd.DataFrame, cells: Sequence[Cell]) -> Finding:
                 reversed_pairs.append(f"{names[i]} to {names[i + 1]}")
         verdict = verdict_of(slope.low, slope.high)
         falls = sum(n.value < 0 for n in neighbours)
-        note = f"FID falls at {falls} of the {pairs} steps up in size."
+        note = f"{slope}. FID falls at {falls} of the {pairs} steps up in size."
         if reversed_pairs:
             verdict = NOT_SUPPORTED
             note += f" It rises beyond the interval from {', '.join(reversed_pairs)}."
@@ -195,7 +206,15 @@ def small_budget(scores: pd.DataFrame, cells: Sequence[Cell], sampler: str) -> F
         whole = _whole_cost(rows, largest)
         numbers += [whole] if whole else []
         chosen = "; ".join(f"cost {b:.3g}: {r.model} ({r.steps} steps, CFG {r.cfg:g})" for b, r in best.iterrows())
-        note = f"Best on tuning prompts at each cost: {chosen}." + _no_replicates(contrasts)
+        lead = [sum(verdict_of(n.low, n.high) == v for n in contrasts) for v in (SUPPORTED, NOT_SUPPORTED)]
+        steps = int(rows.loc[rows["model"] == largest, "steps"].min())
+        note = (
+            f"{contrasts[0]}. This is the smallest cost at which {largest} was sampled, in {steps} steps. Over all "
+            f"{len(budgets)} costs, the best smaller model is better beyond the interval at {lead[0]} and worse at "
+            f"{lead[1]}. Best on tuning prompts at each cost: {chosen}." + _no_replicates(contrasts)
+        )
+        if math.isinf(turn):
+            note += f" {largest} is the best at no cost of this run, so the run shows no trade of size against steps."
         return verdict_of(contrasts[0].low, contrasts[0].high), numbers, note
 
     section = "Fig. 9" if sampler == "ddim" else "Fig. 11"
@@ -227,7 +246,7 @@ def _whole_cost(rows: pd.DataFrame, largest: str) -> Number | None:
         label, value, reps = _smaller_minus_largest(at_budgets(rows, [budget], axis), budget, largest)
     except _Unclear:
         return None
-    return _number(f"Whole cost {budget:.3g} TFLOP an image: FID of {label}", value, reps)
+    return _number(f"Whole cost {format_count(budget * 1e12)} FLOPs an image: FID of {label}", value, reps)
 
 
 def guidance_depends_on_steps(scores: pd.DataFrame, cells: Sequence[Cell]) -> Finding:
@@ -252,7 +271,7 @@ def guidance_depends_on_steps(scores: pd.DataFrame, cells: Sequence[Cell]) -> Fi
         numbers += [_number(label, components[i], reps[:, i]) for i, label in enumerate(labels)]
         means = "; ".join(f"{steps} steps: {value:.2f}" for steps, value in optimal.mean(axis=1).items())
         by_model = "; ".join(f"{model}: {value:.2f}" for model, value in optimal.mean(axis=0).items())
-        note = f"Mean optimal CFG by step count: {means}. By model: {by_model}."
+        note = f"{numbers[0]}. Mean optimal CFG by step count: {means}. By model: {by_model}."
         if optimal.to_numpy().min() == optimal.to_numpy().max():
             note += " The same guidance weight is optimal everywhere."
         return verdict_of(numbers[0].low, numbers[0].high), numbers, note + _no_replicates(numbers)
@@ -271,7 +290,7 @@ def _variance_components(table: np.ndarray) -> np.ndarray:
     by_steps, by_model = table.mean(axis=1), table.mean(axis=0)
     residual = table - by_steps[:, None] - by_model[None] + table.mean()
     noise = np.sum(residual**2) / ((s - 1) * (m - 1))
-    return np.array([by_model.var(ddof=1) - noise / s, by_steps.var(ddof=1) - noise / m])
+    return np.round([by_model.var(ddof=1) - noise / s, by_steps.var(ddof=1) - noise / m], 12)
 
 
 def _optimal_replicates(rows: pd.DataFrame, optimal: pd.DataFrame) -> np.ndarray:

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from ldmscale.analysis.intervals import centred
-from ldmscale.analysis.selection import HELDOUT, METRICS, SERIES, chosen_on_tuning, replicates
+from ldmscale.analysis.selection import HELDOUT, METRICS, SERIES, TUNING, chosen_on_tuning, replicates
 from ldmscale.errors import UserError
 
 # The paper's axis; the same counting guidance's second evaluation; everything an image costs, in TFLOPs.
@@ -55,6 +55,15 @@ def winners(frontier: pd.DataFrame, metric: str = "fid") -> pd.DataFrame:
     loss = -METRICS[metric] * frontier[f"tuning_{metric}"]
     order = frontier.assign(_loss=loss).sort_values(["budget", "_loss", "params"])
     return order.drop_duplicates("budget").drop(columns="_loss").reset_index(drop=True)
+
+
+def envelope(rows: pd.DataFrame, axis: str = "cost", metric: str = "fid") -> pd.DataFrame:
+    """The tuning rows, by ascending ``axis``, that beat everything cheaper: the best choice from each one's cost on."""
+    tuning = rows[(rows["split"] == TUNING) & np.isfinite(rows[metric].astype(float))]
+    tuning = tuning.assign(_loss=-METRICS[metric] * tuning[metric].astype(float))
+    tuning = tuning.sort_values([axis, "_loss", "params"]).drop_duplicates(axis)
+    improves = tuning["_loss"] < tuning["_loss"].cummin().shift(fill_value=np.inf)
+    return tuning[improves].drop(columns="_loss").reset_index(drop=True)
 
 
 def crossover(frontier: pd.DataFrame, metric: str = "fid") -> tuple[float, np.ndarray]:

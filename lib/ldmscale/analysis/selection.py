@@ -58,20 +58,24 @@ def chosen_on_tuning(rows: pd.DataFrame, by: list[str], metric: str = "fid") -> 
         raise UserError(f"cannot choose by '{metric}': use one of {', '.join(METRICS)}")
     tuning = rows[(rows["split"] == TUNING) & np.isfinite(rows[metric].astype(float))].copy()
     held = rows[rows["split"] == HELDOUT]
-    lost = held.merge(tuning[by].drop_duplicates(), on=by, how="left", indicator=True).query("_merge == 'left_only'")
+    lost = held.loc[~_keys(held, by).isin(_keys(tuning, by)), "cell"]
     if len(lost):
         raise UserError(
-            f"the scores table has no tuning-split {metric} for {lost['cell'].iloc[0]} or its siblings: "
-            "score every cell on both splits"
+            f"the scores table has no tuning-split {metric} for {lost.iloc[0]} or its siblings: score every cell on "
+            "both splits"
         )
     tuning["_loss"] = -METRICS[metric] * tuning[metric].astype(float)
-    best = tuning.sort_values([*by, "_loss", "cost", "cfg"]).drop_duplicates(by)
-    best = best[["cell", metric]].rename(columns={metric: f"tuning_{metric}"})
-    result = held.merge(best, on="cell", how="right")
-    missing = result.loc[result["split"].isna(), "cell"]
+    best = tuning.sort_values([*by, "_loss", "cost", "cfg"]).drop_duplicates(by).set_index("cell")[metric]
+    result = held[held["cell"].isin(best.index)]
+    missing = best.index.difference(result["cell"])
     if len(missing):
-        raise UserError(f"the scores table has no held-out row for {missing.iloc[0]}: score every cell on both splits")
+        raise UserError(f"the scores table has no held-out row for {missing[0]}: score every cell on both splits")
+    result = result.assign(**{f"tuning_{metric}": result["cell"].map(best)})
     return result.sort_values(["params", *by]).reset_index(drop=True)
+
+
+def _keys(rows: pd.DataFrame, by: list[str]) -> pd.MultiIndex:
+    return pd.MultiIndex.from_frame(rows[by])
 
 
 def best_cfg(scores: pd.DataFrame, metric: str = "fid") -> pd.DataFrame:

@@ -61,3 +61,13 @@ def format_count(n: float, digits: int = 3) -> str:
 def format_params(params: int) -> str:
     """A parameter count in the paper's style: ``39M``, ``866M``, ``2.2B``; below a million ``48k``."""
     return format_count(params, 2 if params >= 1e9 else 3).replace("G", "B")
+
+
+def named_by_params(model: ModelInfo) -> bool:
+    """Whether the name is the parameter count already, as in the paper's family (``866M``, ``2B``)."""
+    return model.name in (f"{model.params / 1e6:.0f}M", f"{model.params / 1e9:.0f}B", format_params(model.params))
+
+
+def model_label(model: ModelInfo, joint: str = ", ") -> str:
+    """The model's name with its parameter count, unless the name is the count."""
+    return model.name if named_by_params(model) else f"{model.name}{joint}{format_params(model.params)}"

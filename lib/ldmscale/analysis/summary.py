@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Sequence
 
 import pandas as pd
 
-from ldmscale.analysis.findings import CANNOT_TELL, NOT_SUPPORTED, SUPPORTED, Finding, Number
-from ldmscale.analysis.study import StudyInfo, format_params, models_of
+from ldmscale.analysis.findings import CANNOT_TELL, NOT_SUPPORTED, SUPPORTED, Finding
+from ldmscale.analysis.study import SAMPLER_NAMES, StudyInfo, model_label, models_of
 
 PAPER = "[Bigger is not Always Better: Scaling Properties of Latent Diffusion Models](https://arxiv.org/abs/2404.01367)"
 LIMITS = """## What this run cannot show
@@ -27,20 +26,6 @@ def markdown_text(text: object) -> str:
     return _MARKUP.sub(r"\\\1", " ".join(str(text).split()))
 
 
-def format_value(value: float) -> str:
-    """Four significant digits; infinity is "not within this run"."""
-    if math.isinf(value):
-        return "not within this run"
-    return "n/a" if math.isnan(value) else f"{float(f'{value:.4g}'):g}"
-
-
-def format_number(number: Number) -> str:
-    """``value (95% interval low to high)``."""
-    if math.isnan(number.low):
-        return format_value(number.value)
-    return f"{format_value(number.value)} (95% interval {format_value(number.low)} to {format_value(number.high)})"
-
-
 def summary_markdown(findings: Sequence[Finding], study: StudyInfo, scores: pd.DataFrame) -> str:
     """The text of ``summary.md``."""
     parts = [_head(study, scores), _verdicts(findings), _each(findings), _how(study), LIMITS]
@@ -50,8 +35,8 @@ def summary_markdown(findings: Sequence[Finding], study: StudyInfo, scores: pd.D
 def _head(study: StudyInfo, scores: pd.DataFrame) -> str:
     models = models_of(scores)
     cells, checkpoints = scores["cell"].nunique(), scores.groupby("model")["train_step"].nunique().max()
-    sizes = ", ".join(f"{markdown_text(m.name)} ({format_params(m.params)})" for m in models)
-    samplers = ", ".join(sorted(scores["sampler"].unique()))
+    sizes = "; ".join(markdown_text(model_label(m)) for m in models)
+    samplers = ", ".join(SAMPLER_NAMES[s] for s in sorted(scores["sampler"].unique()))
     steps, cfgs = sorted(scores["steps"].unique()), sorted(scores["cfg"].unique())
     return f"""# Summary of the study "{markdown_text(study.name)}"
 
@@ -94,10 +79,11 @@ def _verdicts(findings: Sequence[Finding]) -> str:
 def _each(findings: Sequence[Finding]) -> str:
     parts = ["## Finding by finding"]
     for i, finding in enumerate(findings, 1):
-        parts.append(f"### {i}. {markdown_text(finding.statement)} ({finding.section}): {finding.verdict}")
-        parts.append(markdown_text(finding.note))
-        if finding.numbers:
-            parts.append("\n".join(f"- {markdown_text(n.label)}: {format_number(n)}" for n in finding.numbers))
+        parts.append(f"### {i}. {markdown_text(finding.statement.rstrip('.'))} ({finding.section})")
+        parts.append(f"**{finding.verdict.capitalize()}.** {markdown_text(finding.note)}")
+        others = [str(number) for number in finding.numbers if str(number) not in finding.note]
+        if others:
+            parts.append("\n".join(f"- {markdown_text(number)}" for number in others))
     return "\n\n".join(parts)
 
 
@@ -114,7 +100,7 @@ second evaluation that guidance needs, the text encoder and the decoder; *whole 
 - Guidance weights, and in budget comparisons steps and models too, are chosen on the {study.n_tuning} tuning prompts; \
 every number is reported on the {study.n_heldout} held-out prompts.
 - **Intervals** are 95% intervals from bootstrap resampling of the prompts, the same resample for every setting, so \
-that differences are paired. *Supported* means that the deciding interval (the first of the list; for training \
+that differences are paired. *Supported* means that the deciding interval (the first that is given; for training \
 compute, every model's) lies wholly on the paper's side of zero, *not supported* that it lies on the other side (for \
 model size, also that some step up in size makes FID worse beyond its interval; for training compute, that any model \
 gets worse). *Cannot tell* is everything else."""

@@ -64,4 +64,7 @@ _CASTS = {"steps": int, "cfg": float}
 
 
 def _text(value: object) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    if not isinstance(value, float):
+        return str(value)
+    short = f"{value:g}"
+    return short if float(short) == value else repr(value)  # two cells never share a path

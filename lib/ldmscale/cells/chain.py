@@ -23,7 +23,10 @@ class Chain:
         self.plan = plan
         self.study: Study = plan.study
         self.config = plan.study.config
+        # A cell's digest is asked for by its jobs, the table and every figure that shows it.
         self.pretrain = lru_cache(maxsize=None)(self._pretrain)
+        self.cell = lru_cache(maxsize=None)(self._cell)
+        self.scores = lru_cache(maxsize=None)(self._scores)
         self._common = lru_cache(maxsize=None)(self._stage)
 
     def __getitem__(self, stage: str) -> dict[str, Any]:
@@ -91,7 +94,7 @@ class Chain:
         """Digest of the weights that ``cell`` samples from."""
         return digest("weights", self.pretrain(cell.model)["digest"], cell.train_step)
 
-    def cell(self, cell: Cell) -> dict[str, Any]:
+    def _cell(self, cell: Cell) -> dict[str, Any]:
         """A cell's path, whether it is scored, and its digest."""
         scored = self.plan.is_scored(cell)
         counts = self.config["data"]["counts"]
@@ -120,7 +123,7 @@ class Chain:
         cells = [{**c, "score_digest": digest("score", common, c["digest"])} for c in made]
         return {**common, "cells": cells, "keep_images": self.config["sampling"]["keep_images"], "digest": digest("score", [c["score_digest"] for c in cells])}  # fmt: skip
 
-    def scores(self) -> dict[str, Any]:
+    def _scores(self) -> dict[str, Any]:
         """Params of gathering: every scoring job's digest, and what turns a cell into a row of the table."""
         jobs = {prefix: self.score(prefix)["digest"] for prefix in self.plan.scoring_jobs()}
         family = {"models": {m: self.study.unet_params(m) for m in self.study.models},

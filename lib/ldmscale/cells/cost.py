@@ -27,7 +27,7 @@ class UNetShape:
 def unet_macs(shape: UNetShape) -> int:
     """Multiply-accumulates of one U-Net evaluation of one latent."""
     widths = [shape.filters * m for m in shape.channel_mult]
-    time = 4 * shape.filters
+    first, time = widths[0], 4 * widths[0]
     tokens, text = shape.context
 
     def conv(cin: int, cout: int, size: int, kernel: int = 3) -> int:
@@ -48,8 +48,8 @@ def unet_macs(shape: UNetShape) -> int:
     for _ in widths[1:]:
         sizes.append((sizes[-1] + 1) // 2)
 
-    total = shape.filters * time + time * time + conv(shape.latent_channels, shape.filters, sizes[0])
-    skips, channels = [shape.filters], shape.filters
+    total = first * time + time * time + conv(shape.latent_channels, first, sizes[0])
+    skips, channels = [first], first
     for level, (width, size) in enumerate(zip(widths, sizes, strict=True)):
         for _ in range(shape.blocks_per_level):
             total += resnet(channels, width, size)

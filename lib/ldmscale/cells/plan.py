@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from itertools import product
 
 from ldmscale.cells.cell import LEVELS, Cell
@@ -64,6 +65,11 @@ class Plan:
         for name, values in known.items():
             if getattr(cell, name) not in values:
                 raise UserError(f"'{prefix}': {name} '{getattr(cell, name)}' is not in this study ({', '.join(values)})")
+        last = self.study.config["diffusion"]["steps"] - 1
+        if not 1 <= cell.steps <= last:
+            raise UserError(f"'{prefix}': steps is {cell.steps}, but must be from 1 to {last} (under diffusion.steps)")
+        if not 0 <= cell.cfg < math.inf:
+            raise UserError(f"'{prefix}': cfg is {cell.cfg:g}, but must be a finite number from 0")
         return [cell]
 
     def is_scored(self, cell: Cell) -> bool:
@@ -73,10 +79,13 @@ class Plan:
     def generation_jobs(self, prefix: str | None = None) -> list[str]:
         """Prefixes of the generation jobs, of the whole study or those that ``prefix`` needs."""
         cells = self.cells if prefix is None else self.under(prefix)
-        level = self.study.config["sampling"]["cells_per_job"]
-        if prefix is not None and prefix.count("/") >= LEVELS.index(level):
+        if prefix is not None and prefix.count("/") >= LEVELS.index(self.study.config["sampling"]["cells_per_job"]):
             return [prefix]
-        return list(dict.fromkeys(cell.prefix(level) for cell in cells))
+        return list(dict.fromkeys(map(self.generation_job, cells)))
+
+    def generation_job(self, cell: Cell) -> str:
+        """Prefix of the generation job that draws ``cell``."""
+        return cell.prefix(self.study.config["sampling"]["cells_per_job"])
 
     def scoring_jobs(self) -> list[str]:
         """Prefixes of the scoring jobs: one a model."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,19 +19,32 @@ def check(config: dict, schema_path: str | Path) -> None:
         UserError: one sentence for every problem found, each naming its key.
     """
     schema = json.loads(Path(schema_path).read_text())
-    problems = [_sentence(e) for e in jsonschema.Draft202012Validator(schema).iter_errors(config)]
+    problems = [_sentence(e) for e in _Validator(schema).iter_errors(config)]
     # The rules below take the types for granted.
     problems = problems or list(_rules(config))
     if problems:
-        raise UserError("config: " + "\nconfig: ".join(problems))
+        raise UserError("config: " + "\nconfig: ".join(dict.fromkeys(problems)))
+
+
+def _whole(_: object, value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _finite(_: object, value: object) -> bool:
+    return _whole(_, value) or (isinstance(value, float) and math.isfinite(value))
+
+
+# JSON Schema calls 2.0 an integer and YAML's .nan a number; neither counts steps.
+_Validator = jsonschema.validators.extend(
+    jsonschema.Draft202012Validator,
+    type_checker=jsonschema.Draft202012Validator.TYPE_CHECKER.redefine_many({"integer": _whole, "number": _finite}),
+)
 
 
 def _sentence(error: jsonschema.ValidationError) -> str:
     key = error.json_path.removeprefix("$.").removeprefix("$") or "the top level"
     if error.validator == "anyOf":
-        # Of the alternatives, the one whose type fits says what is wrong.
-        nested = [e for e in error.context if e.validator != "type" and e.validator != "const"] or error.context
-        return _sentence(nested[0])
+        return _alternatives(error, key)
     if error.validator == "additionalProperties":
         known = sorted(error.schema.get("properties", {}))
         unknown = sorted(set(error.instance) - set(known))
@@ -38,8 +52,7 @@ def _sentence(error: jsonschema.ValidationError) -> str:
     if error.validator == "propertyNames" or "propertyNames" in error.absolute_schema_path:
         return f"unknown name '{error.instance}' at {key}; {error.message}"
     if error.validator == "required":
-        missing = next(k for k in error.validator_value if k not in error.instance)
-        return f"{key} lacks the key '{missing}'"
+        return f"{key} lacks the key {error.message.removesuffix(' is a required property')}"
     if error.validator == "oneOf":
         return f"{key} needs exactly one of: {', '.join(r['required'][0] for r in error.validator_value)}"
     if error.validator == "minItems":
@@ -48,9 +61,21 @@ def _sentence(error: jsonschema.ValidationError) -> str:
         expected = error.validator_value if isinstance(error.validator_value, str) else " or ".join(error.validator_value)
         hint = ""
         if isinstance(error.instance, str) and expected in ("number", "integer") and _is_number(error.instance):
-            hint = " (YAML reads a number like 1e-4 as text: write 1.0e-4)"
+            hint = " (that is text: write numbers without quotes, and 1e-4 as 1.0e-4)"
         return f"{key} is {error.instance!r}, but must be of type {expected}{hint}"
     return f"{key}: {error.message}"
+
+
+def _alternatives(error: jsonschema.ValidationError, key: str) -> str:
+    """Of the alternatives, the one whose type fits says what is wrong."""
+    branches: dict[int, list[jsonschema.ValidationError]] = {}
+    for nested in error.context:
+        branches.setdefault(nested.schema_path[0], []).append(nested)
+    for errors in branches.values():
+        if not any(e.validator in ("type", "const") and not e.relative_path for e in errors):
+            return _sentence(errors[0])
+    kinds = [e.validator_value for e in error.context if not e.relative_path and e.validator in ("type", "const")]
+    return f"{key} is {error.instance!r}, but must be {' or '.join(map(str, kinds))}"
 
 
 def _is_number(text: str) -> bool:
@@ -120,6 +145,8 @@ def _encoders(config: dict) -> Iterator[str]:
 
 def _experiments(config: dict) -> Iterator[str]:
     names = {m["name"] for m in config["models"]}
+    if not (config["experiments"].get("headline") or {}).get("scored"):
+        yield "experiments.headline must be there and scored: Table 1 and the summary are made from it"
     for experiment, spec in config["experiments"].items():
         if spec is None:
             continue

@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch, Patch, Polygon, Rectangle
 
+from ldmscale.analysis.study import model_label
 from ldmscale.errors import UserError
 from ldmscale.figures import style
 from ldmscale.figures.data import Architecture, FigureData
@@ -65,7 +66,7 @@ def fig02(data: FigureData) -> Figure:
     fig = Figure(figsize=(WIDTH, HEIGHT))
     ax = fig.add_axes((0, 0, 1, 1), xlim=(0, WIDTH), ylim=(0, HEIGHT), frameon=False, xticks=[], yticks=[])
     parts = groups(skeleton(plan.unet, plan.latent_size))
-    sizes = {m.name: style.model_label(m) for m in data.models}
+    sizes = {m.name: model_label(m) for m in data.models}
     _unet(ax, parts, f"U-Net {style.one_line(sizes.get(plan.name, plan.name))}")
     _prompt(ax, plan)
     _loop(ax, plan, data.study.image_size)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from ldmscale.analysis.selection import heldout, select
+from ldmscale.analysis.selection import select
 from ldmscale.analysis.study import ModelInfo, StudyInfo
 from ldmscale.cells.cell import Cell
 from ldmscale.errors import UserError
@@ -56,13 +56,10 @@ class FigureData:
             raise UserError(f"a figure's {setting} is '{name}', which is not among the experiments of the config")
         return list(self.experiments[name])
 
-    def rows(self, setting: str = "experiment") -> pd.DataFrame:
-        """The scores (both splits) of the experiment that ``setting`` names."""
-        return select(self.scores, self.cells(setting))
-
-    def heldout(self, setting: str = "experiment") -> pd.DataFrame:
-        """The held-out scores of the experiment that ``setting`` names, smallest model first."""
-        return heldout(self.rows(setting))
+    def rows(self, setting: str = "experiment", models: Sequence[ModelInfo] | None = None) -> pd.DataFrame:
+        """The scores (both splits) of the experiment that ``setting`` names, of ``models`` alone where given."""
+        rows = select(self.scores, self.cells(setting))
+        return rows if models is None else rows[rows["model"].isin([m.name for m in models])]
 
     def require(self, setting: str) -> Any:
         """The figure's ``setting``; ``UserError`` where its section of the config has none."""
@@ -70,15 +67,14 @@ class FigureData:
             raise UserError(f"a figure's section of the config has no '{setting}'")
         return self.settings[setting]
 
-    def shown(self, cells: Sequence[Cell] | None = None) -> list[ModelInfo]:
-        """The models to show, smallest first: ``settings["models"]``, else all those of ``cells``, else the family."""
-        names = self.settings.get("models")
-        if names is None:
-            names = [m.name for m in self.models] if cells is None else {cell.model for cell in cells}
-        unknown = set(names) - {m.name for m in self.models}
+    def shown(self, cells: Sequence[Cell]) -> list[ModelInfo]:
+        """The models to show, smallest first: those of ``settings["models"]``, else all of ``cells``."""
+        there = {cell.model for cell in cells}
+        names = set(self.settings.get("models", there))
+        unknown = names - there
         if unknown:
-            known = ", ".join(m.name for m in self.models)
-            raise UserError(f"a figure shows the model '{min(unknown)}', which is not in the family ({known})")
+            known = ", ".join(m.name for m in self.models if m.name in there)
+            raise UserError(f"a figure shows the model '{min(unknown)}', which its experiment lacks (it has {known})")
         return [m for m in self.models if m.name in names]
 
     def prompt(self, index: int) -> str:
@@ -89,6 +85,7 @@ class FigureData:
 
     def picture(self, cell: Cell, index: int) -> np.ndarray:
         """The image of gallery prompt ``index`` in ``cell``: uint8 [H,W,3]."""
+        self.prompt(index)  # refuses an index that the gallery lacks
         images = np.asarray(self.previews(cell))
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3 or len(images) != len(self.gallery):
             raise UserError(

@@ -6,7 +6,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ldmscale.analysis.frontier import at_budgets, winners
+from ldmscale.analysis.frontier import envelope
 from ldmscale.analysis.selection import best_cfg
 from ldmscale.figures import style
 from ldmscale.figures.data import FigureData
@@ -18,9 +18,10 @@ def fig09(data: FigureData) -> Figure:
 
     The strip above the right panel shows the best model (chosen on tuning prompts) at or under each cost.
     """
-    rows = data.rows()
+    models, looks = data.shown(data.cells()), style.model_styles(data.models)
+    rows = data.rows(models=models)
     rows = rows[rows["sampler"] == "ddim"]
-    best, models, looks = best_cfg(rows), data.shown(data.cells()), style.model_styles(data.models)
+    best = best_cfg(rows)
     fig = style.new_figure(7.2, 3.3)
     grid = fig.add_gridspec(2, 2, height_ratios=[1, 22], width_ratios=[1, 1.35])
     left, right = fig.add_subplot(grid[1, 0]), fig.add_subplot(grid[1, 1])
@@ -31,7 +32,7 @@ def fig09(data: FigureData) -> Figure:
         left.plot(mine["steps"], mine["cost"], markeredgecolor="white", markeredgewidth=0.5, **look)
         style.curve(right, mine, "cost", "fid", **look)
     left.set(xlabel="Sampling steps", ylabel="Sampling cost", xlim=(0, None), ylim=(0, None))
-    style.log_axis(right, "x", best["cost"], at_least=6)
+    style.log_axis(right, "x", best["cost"], at_least=5)
     style.fid_axis(right, best["fid"])
     right.set_xlabel("Sampling cost")
     _strip(strip, rows, looks, right.get_xlim()[1])
@@ -48,8 +49,8 @@ def fig09(data: FigureData) -> Figure:
 
 def _strip(ax: Axes, rows: pd.DataFrame, looks: dict[str, dict], right: float) -> None:
     """Colour each stretch of cost by the model that is best there."""
-    best = winners(at_budgets(rows, sorted(rows["cost"].unique())))
-    starts, names = best["budget"].tolist(), best["model"].tolist()
+    best = envelope(rows)
+    starts, names = best["cost"].tolist(), best["model"].tolist()
     for start, end, name in zip(starts, [*starts[1:], right], names, strict=True):
         ax.axvspan(start, end, color=looks[name]["color"], linewidth=0)
     ax.set_ylim(0, 1)

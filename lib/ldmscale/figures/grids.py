@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from matplotlib.figure import Figure
 
-from ldmscale.analysis.study import SAMPLER_NAMES, ModelInfo, format_params
+from ldmscale.analysis.study import SAMPLER_NAMES, ModelInfo, format_params, named_by_params
 from ldmscale.cells.cell import Cell
 from ldmscale.cells.cost import steps_at_cost
 from ldmscale.errors import UserError
@@ -96,7 +96,7 @@ def _only(cells: Sequence[Cell], what: str) -> Cell:
 
 
 def _header(model: ModelInfo) -> str:
-    return model.name if style.named_by_params(model) else f"{model.name}\n{format_params(model.params)} params"
+    return model.name if named_by_params(model) else f"{model.name}\n{format_params(model.params)} params"
 
 
 def _quoted(prompt: str) -> str:

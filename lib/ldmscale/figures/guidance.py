@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from ldmscale.analysis.selection import best_cfg, optimal_cfg
+from ldmscale.analysis.study import model_label
 from ldmscale.errors import UserError
 from ldmscale.figures import style
 from ldmscale.figures.data import FigureData
@@ -22,10 +23,9 @@ def fig08(data: FigureData) -> Figure:
 
     Settings: ``models`` (two names). The colours of the curves are those of the heat map.
     """
-    rows = data.rows()
-    pair = data.shown()
     if len(data.settings.get("models", ())) != 2:
         raise UserError("fig08 shows two models: give two names as its 'models'")
+    rows, pair = data.rows(), data.shown(data.cells())
     rows = rows[rows["sampler"] == "ddim"]
     best, colours = best_cfg(rows), style.cfg_colours(rows["cfg"].unique())
     models = [m for m in data.models if m.name in set(rows["model"])]
@@ -41,7 +41,7 @@ def fig08(data: FigureData) -> Figure:
         style.curve(ax, best[best["model"] == model.name], "steps", "fid", **OPTIMAL, zorder=5)
         style.steps_axis(ax, sorted(mine["steps"].unique()), 1.7)
         ax.set_xlabel("Sampling steps")
-        ax.set_title(style.model_label(model))
+        ax.set_title(style.wrap(model_label(model), 1.7 * 72, 8.5, weight="bold"))
     shown = rows[(rows["split"] == "heldout") & rows["model"].isin([m.name for m in pair])]
     style.fid_axis(axes[0], shown["fid"])
     axes[1].tick_params(labelleft=False)

@@ -22,9 +22,9 @@ def fig11(data: FigureData) -> Figure:
 
     Settings: ``experiment`` (DDPM and DPM-Solver++), ``baseline`` (DDIM), ``steps`` (most steps in the right panel).
     """
-    rows, baseline = best_cfg(data.rows()), best_cfg(data.rows("baseline"))
-    baseline = baseline[baseline["sampler"] == "ddim"]
     models, looks = data.shown(data.cells()), style.model_styles(data.models)
+    rows, baseline = best_cfg(data.rows(models=models)), best_cfg(data.rows("baseline", models))
+    baseline = baseline[baseline["sampler"] == "ddim"]
     limit = int(data.settings.get("steps", DEFAULT_MAX_STEPS))
     fig = style.new_figure(7.2, 3.1)
     panels = [("ddpm", int(rows["steps"].max())), ("dpmpp2m", limit)]
@@ -55,7 +55,6 @@ def _panel(ax: Axes, rows: pd.DataFrame, baseline: pd.DataFrame, models: list, l
         style.curve(ax, baseline[baseline["model"] == model.name], "cost", "fid", False, **dashed)
         style.curve(ax, rows[rows["model"] == model.name], "cost", "fid", **look)
     both = pd.concat([rows, baseline])
-    both = both[both["model"].isin([m.name for m in models])]
     style.log_axis(ax, "x", both["cost"], at_least=5)
     style.fid_axis(ax, both["fid"])
     ax.set_xlabel("Sampling cost")

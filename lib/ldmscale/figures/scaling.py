@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from matplotlib.figure import Figure
 
+from ldmscale.analysis.selection import heldout
 from ldmscale.analysis.study import SAMPLER_NAMES
 from ldmscale.figures import style
 from ldmscale.figures.data import FigureData
@@ -15,8 +16,8 @@ def fig03(data: FigureData) -> Figure:
 
     Compute is the paper's axis: GFLOPs of one U-Net evaluation times training iterations.
     """
-    rows = data.heldout()
     models = data.shown(data.cells())
+    rows = heldout(data.rows(models=models))
     looks = style.model_styles(data.models)
     fig = style.new_figure(7.2, 3.1)
     for ax, metric in zip(fig.subplots(1, 2), ("fid", "clip"), strict=True):

@@ -21,7 +21,7 @@ from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
 
 from ldmscale.analysis.intervals import interval
 from ldmscale.analysis.selection import replicates
-from ldmscale.analysis.study import ModelInfo, StudyInfo, format_count, format_params
+from ldmscale.analysis.study import ModelInfo, StudyInfo, format_count, model_label
 from ldmscale.provenance import atomic_path
 
 STYLE = {
@@ -175,16 +175,6 @@ def wrap(text: str, width: float, size: float, max_lines: int = 0, **font: str) 
     return "\n".join(lines)
 
 
-def named_by_params(model: ModelInfo) -> bool:
-    """Whether the name is the parameter count already, as in the paper's family (``866M``, ``2B``)."""
-    return model.name in (f"{model.params / 1e6:.0f}M", f"{model.params / 1e9:.0f}B", format_params(model.params))
-
-
-def model_label(model: ModelInfo, joint: str = ", ") -> str:
-    """The model's name with its parameter count, unless the name is the count."""
-    return model.name if named_by_params(model) else f"{model.name}{joint}{format_params(model.params)}"
-
-
 def study_line(study: StudyInfo, rows: pd.DataFrame | None = None) -> str:
     """What every caption says: study, data and, where ``rows`` are shown, FID features and sample count."""
     text = f"Study “{study.name}”: {study.data}, {study.image_size}×{study.image_size} px."
@@ -204,7 +194,7 @@ def add_caption(fig: Figure, text: str) -> None:
 # ---------------------------------------------------------------------------------------------------------------------
 # Axes
 
-_LOG_SUBS = ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 5, 7), (1, 1.5, 2, 2.5, 3, 4, 5, 6, 7, 8, 9))
+_LOG_SUBS = ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 5, 7), (1, 1.5, 2, 3, 4, 6, 8))
 
 
 def log_axis(ax: Axes, axis: str, values: Iterable[float], at_least: int = 4) -> None:

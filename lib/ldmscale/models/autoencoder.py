@@ -67,12 +67,14 @@ class PixelAttention(nn.Module):
 
     groups: int
 
-    @nn.compact
+    def setup(self):
+        self.group_norm = GroupNorm(self.groups, NORM_EPSILON)
+        self.attention = Attention(heads=1, use_bias=True)
+        nn.share_scope(self, self.attention)  # the published weights keep the projections beside the norm
+
     def __call__(self, x: jax.Array) -> jax.Array:
         batch, height, width, channels = x.shape
-        h = GroupNorm(self.groups, NORM_EPSILON, name="group_norm")(x).reshape(batch, height * width, channels)
-        # The attention's projections stand beside its norm in the published weights: share this module's scope.
-        h = Attention(heads=1, use_bias=True, parent=self.scope)(h)
+        h = self.attention(self.group_norm(x).reshape(batch, height * width, channels))
         return x + h.reshape(x.shape)
 
 

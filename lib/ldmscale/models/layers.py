@@ -97,9 +97,8 @@ class LayerNorm(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
         bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
-        mean = x.mean(-1, keepdims=True)
-        variance = jnp.maximum(jnp.square(x).mean(-1, keepdims=True) - mean * mean, 0.0)
-        x = (x - mean) * jax.lax.rsqrt(variance + LAYER_NORM_EPSILON)
+        x = x - x.mean(-1, keepdims=True)
+        x = x * jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + LAYER_NORM_EPSILON)
         return x * spread(scale, x.shape) + spread(bias, x.shape)
 
 

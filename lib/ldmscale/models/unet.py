@@ -96,7 +96,8 @@ class GEGLU(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         value, gate = jnp.split(Dense(2 * self.width, name="proj")(x), 2, axis=-1)
-        return value * nn.gelu(gate, approximate=False)
+        # The exact GELU through erf: XLA:CPU spends less on it than on jax.nn.gelu's erfc, forward and backward.
+        return value * gate * (0.5 + 0.5 * jax.lax.erf(gate * math.sqrt(0.5)))
 
 
 class FeedForward(nn.Module):

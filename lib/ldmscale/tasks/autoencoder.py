@@ -1,4 +1,4 @@
-"""The KL autoencoder's task: L1 reconstruction and a small KL term (Rombach et al., arXiv 2112.10752, appendix G)."""
+"""The KL autoencoder's task: reconstruction and a small KL term (Rombach et al., arXiv 2112.10752, appendix G)."""
 
 from __future__ import annotations
 
@@ -40,10 +40,14 @@ class AutoencoderTask:
         return {"images": self.images[epoch_batch(len(self.images), self.batch_size, self.seed, step)]}
 
     def loss(self, params: Any, batch: Batch, key: jax.Array) -> jax.Array:
-        """Mean absolute error plus ``kl_weight`` times the KL divergence from N(0, 1), summed over a latent."""
+        """Squared plus a fifth of absolute error, and ``kl_weight`` times the KL divergence from N(0, 1) of a latent.
+
+        The squared error alone leaves flat areas noisy, the absolute alone is slow to find rare colours.
+        """
         images = to_unit(batch["images"])
         mean, logvar = self.net.apply({"params": params}, images, method="encode")
         z = mean + jnp.exp(0.5 * logvar) * jax.random.normal(key, mean.shape)
-        error = jnp.abs(self.net.apply({"params": params}, z, method="decode") - images).mean()
+        difference = self.net.apply({"params": params}, z, method="decode") - images
+        error = jnp.square(difference).mean() + 0.2 * jnp.abs(difference).mean()
         kl = 0.5 * (mean**2 + jnp.exp(logvar) - 1.0 - logvar).sum((1, 2, 3)).mean()
         return error + self.kl_weight * kl

@@ -14,6 +14,8 @@ from safetensors.numpy import save_file
 from ldmscale.errors import UserError
 from ldmscale.provenance import atomic_path
 
+METADATA = "ldmscale"
+
 
 def save_tree(path: str | Path, tree: Any, **metadata: object) -> None:
     """Write a pytree of arrays with JSON-able ``metadata``; tensor names are the tree's key paths joined by dots."""
@@ -21,7 +23,8 @@ def save_tree(path: str | Path, tree: Any, **metadata: object) -> None:
         save_file(
             {name: np.asarray(leaf, order="C") for name, leaf in _named(jax.device_get(tree))},
             temporary,
-            metadata={key: json.dumps(value) for key, value in metadata.items()},
+            # One entry: several are written in random order, and equal trees should be equal files.
+            metadata={METADATA: json.dumps(metadata, sort_keys=True)},
         )
 
 
@@ -29,12 +32,13 @@ def load_tree(path: str | Path, like: Any) -> tuple[Any, dict[str, Any]]:
     """Read what :func:`save_tree` wrote into the structure of ``like`` (arrays or shapes) -> (tree, metadata).
 
     Raises:
-        UserError: the file is missing or damaged, or a tensor is missing, extra, mis-shaped or not finite.
+        UserError: the file is missing or damaged, or a tensor is missing, extra, mis-shaped, of another type or not
+            finite.
     """
     try:
         with safe_open(path, framework="numpy") as file:
             stored = {name: file.get_tensor(name) for name in file.keys()}
-            metadata = {key: json.loads(value) for key, value in (file.metadata() or {}).items()}
+            metadata = json.loads((file.metadata() or {}).get(METADATA, "{}"))
     except FileNotFoundError:
         raise UserError(f"{path} is missing: run the rule that makes it again with --forcerun") from None
     except (SafetensorError, OSError, ValueError) as error:
@@ -47,6 +51,8 @@ def load_tree(path: str | Path, like: Any) -> tuple[Any, dict[str, Any]]:
     for name, want in _named(like):
         if stored[name].shape != tuple(want.shape):
             raise UserError(f"{path}: tensor '{name}' has shape {stored[name].shape}, the network needs {tuple(want.shape)}")
+        if stored[name].dtype != want.dtype:
+            raise UserError(f"{path}: tensor '{name}' is {stored[name].dtype}, the network needs {want.dtype}")
         if np.issubdtype(stored[name].dtype, np.floating) and not np.isfinite(stored[name]).all():
             raise UserError(f"{path}: tensor '{name}' holds values that are not finite")
         leaves.append(stored[name])

@@ -1,0 +1,187 @@
+"""Configs: what is refused, in which words, and what is accepted."""
+
+import copy
+import json
+import math
+
+import pytest
+from conftest import REPO, SCHEMA, merged
+
+from ldmscale.config.check import check
+from ldmscale.config.study import Study
+from ldmscale.errors import UserError
+from ldmscale.figures import FIGURES
+
+
+def refused(config):
+    with pytest.raises(UserError) as caught:
+        check(config, SCHEMA)
+    return str(caught.value).splitlines()
+
+
+COCO = {"source": "coco", "annotations": "a.json", "images": "i", "fit": "crop", "split_by": None, "on_error": "skip"}
+TWO = [{"name": "a", "filters": 8}, {"name": "b", "filters": 16}]
+NAMES = {"figures": {"fig07": {"models": ["a"]}, "fig08": {"models": ["a"]}}}
+
+# (what is wrong, what the one sentence must name)
+BAD = [
+    ({"sampel": 1}, ["'sampel'", "top level"]),
+    ({"data": {"imagesize": 3}}, ["'imagesize'", "at data", "image_size"]),
+    ({"experiments": {"grid": {"stps": [1]}}}, ["'stps'", "experiments.grid", "steps"]),
+    ({"pretrain": {"learning_rate": "1e-4"}}, ["pretrain.learning_rate", "'1e-4'", "1.0e-4"]),
+    ({"experiments": {"grid": {"cfg": ["4"]}}}, ["experiments.grid.cfg[0]", "'4'", "number"]),
+    ({"experiments": {"grid": {"cfg": []}}}, ["experiments.grid.cfg", "empty"]),
+    ({"experiments": {"grid": {"cfg": None}}}, ["experiments.grid.cfg", "None", "array"]),
+    ({"experiments": {"grid": {"cfg": [-1.0]}}}, ["experiments.grid.cfg[0]", "-1.0"]),
+    ({"experiments": {"grid": {"cfg": [math.inf]}}}, ["experiments.grid.cfg[0]", "inf", "number"]),
+    ({"experiments": {"grid": {"cfg": [4, 4.0]}}}, ["experiments.grid.cfg", "non-unique"]),
+    ({"experiments": {"grid": {"steps": [4.0]}}}, ["experiments.grid.steps[0]", "4.0", "integer"]),
+    ({"experiments": {"grid": {"steps": [0]}}}, ["experiments.grid.steps[0]", "0"]),
+    ({"experiments": {"grid": {"steps": [1000]}}}, ["experiments.grid.steps", "1000", "diffusion.steps"]),
+    ({"experiments": {"grid": {"costs": [3]}}}, ["experiments.grid", "exactly one", "steps", "costs"]),
+    ({"experiments": {"grid": {"samplers": ["euler"]}}}, ["experiments.grid.samplers[0]", "'euler'", "dpmpp2m"]),
+    ({"experiments": {"grid": {"models": []}}}, ["experiments.grid.models", "empty"]),
+    ({"experiments": {"grid": {"models": "every"}}}, ["experiments.grid.models", "'every'", "all"]),
+    ({"experiments": {"grid": {"models": ["f9"]}}}, ["experiments.grid.models", "'f9'", "f8"]),
+    ({"experiments": {"headline": {"scored": False}}}, ["experiments.headline", "scored"]),
+    ({"experiments": {"gird": None}}, ["'gird'", "experiments", "grid"]),
+    ({"experiments": None}, ["experiments", "object"]),
+    ({"models": []}, ["models", "empty"]),
+    ({"models": [{"name": "a"}]}, ["models[0]", "'filters'"]),
+    ({"models": [{"name": "a/b", "filters": 8}]}, ["models[0].name", "'a/b'"]),
+    ({"models": [{"name": "a", "filters": 8.0}]}, ["models[0].filters", "8.0", "integer"]),
+    ({"models": [TWO[0], {"name": "a", "filters": 16}], **NAMES}, ["'a'", "2 times"]),
+    ({"models": TWO[::-1], **NAMES}, ["models", "[16, 8]", "ascend"]),
+    ({"models": [{"name": "a", "filters": 4}], "unet": {"norm_groups": 8}, **NAMES}, ["'a'", "4", "norm_groups 8"]),
+    ({"models": [{"name": "a", "filters": 4}], "unet": {"heads": 16}, **NAMES}, ["'a'", "4", "unet.heads 16"]),
+    ({"models": [{"name": "a", "filters": 8, "pretrain": {"lr": 1}}]}, ["'lr'", "models[0].pretrain", "learning_rate"]),
+    (
+        {"models": [{"name": "a", "filters": 8, "pretrain": {"learning_rate": "1e-4"}}]},
+        ["models[0].pretrain.learning_rate", "1.0e-4"],
+    ),
+    ({"models": [{"name": "a", "filters": 8, "pretrain": {"warmup": 5000}}], **NAMES}, ["'a'", "warmup", "5000"]),
+    (
+        {"models": [{"name": "a", "filters": 8, "pretrain": {"checkpoints": [2000]}}], **NAMES},
+        ["'a'", "checkpoints", "shares"],
+    ),
+    ({"unet": {"attention_levels": [True]}}, ["unet.attention_levels", "1", "3 levels"]),
+    ({"unet": {"channel_mult": None}}, ["unet.channel_mult", "array"]),
+    ({"pretrain": {"steps": 2000.0}}, ["pretrain.steps", "2000.0", "integer"]),
+    ({"pretrain": {"learning_rate": math.nan}}, ["pretrain.learning_rate", "nan"]),
+    ({"pretrain": {"learning_rate": 0}}, ["pretrain.learning_rate", "0"]),
+    ({"pretrain": {"checkpoints": []}}, ["pretrain.checkpoints", "empty"]),
+    ({"pretrain": {"checkpoints": [100]}}, ["pretrain.checkpoints", "[100]", "2000"]),
+    ({"pretrain": {"checkpoints": [500, 100, 2000]}}, ["pretrain.checkpoints", "ascend"]),
+    ({"pretrain": {"ema": 1.0}}, ["pretrain.ema", "1.0"]),
+    ({"pretrain": {"batch": True}}, ["pretrain.batch", "True", "integer"]),
+    ({"diffusion": {"beta_start": 0.5}}, ["diffusion.beta_start", "diffusion.beta_end"]),
+    ({"data": {"image_size": 30}, "clip": {"patch": 5}}, ["data.image_size", "30", "multiple of 4"]),
+    ({"data": {"counts": {"train": None}}}, ["data.counts.train", "scenes"]),
+    ({"data": {"counts": {"heldout": 1}}}, ["data.counts.heldout", "1"]),
+    ({"data": {"train": {**COCO, "fit": "stretch"}}}, ["data.train.fit", "'stretch'", "crop"]),
+    ({"data": {"evaluation": {**COCO, "annotations": 3}}}, ["data.evaluation.annotations", "3", "string"]),
+    ({"data": {"evaluation": {"source": "zip"}}}, ["data.evaluation.source", "'zip'", "coco"]),
+    ({"data": {"evaluation": {k: v for k, v in COCO.items() if k != "fit"}}}, ["data.evaluation", "'fit'"]),
+    ({"autoencoder": {"channels": 12}}, ["autoencoder.channels", "12", "norm_groups 8"]),
+    ({"autoencoder": {"weights": 3}}, ["autoencoder.weights", "3", "string"]),
+    ({"clip": {"patch": 5}}, ["clip.patch", "5", "image_size"]),
+    ({"clip": {"text_width": 66}}, ["clip.text_width", "clip.heads"]),
+    ({"figures": {"fig09": {"experiment": "gird"}}}, ["figures.fig09.experiment", "'gird'", "grid"]),
+    ({"figures": {"fig01": {"prompts": [0, 99]}}}, ["figures.fig01", "99", "gallery"]),
+    ({"figures": {"fig01": {"prompt": "1"}}}, ["figures.fig01.prompt", "'1'", "integer"]),
+    ({"figures": {"fig07": {"models": ["f9"]}}}, ["figures.fig07.models", "'f9'"]),
+    ({"figures": {"fig10": {"rows": [{"cost": 5, "prompt": 0}]}}}, ["figures.fig10", "5", "same_cost.costs"]),
+    ({"figures": {"fig99": {}}}, ["'fig99'", "figures", "fig09"]),
+    ({"figures": {"fig01": 7}}, ["figures.fig01", "7", "object"]),
+    ({"gallery": []}, ["gallery", "empty"]),
+    ({"gallery": ["a", 1]}, ["gallery[1]", "1", "string"]),
+    ({"study": "../up"}, ["study", "'../up'"]),
+    ({"seed": -1}, ["seed", "-1"]),
+    ({"seed": 1.0}, ["seed", "1.0", "integer"]),
+    ({"dpi": "150"}, ["dpi", "'150'", "integer"]),
+    ({"sampling": {"cells_per_job": "cell"}}, ["sampling.cells_per_job", "'cell'", "sampler"]),
+    ({"sampling": {"spacing": {"ddim": "linspace"}}}, ["sampling.spacing.ddim", "'linspace'", "leading"]),
+]
+
+
+@pytest.mark.parametrize(("overlay", "named"), BAD, ids=lambda value: json.dumps(value)[:60])
+def test_a_bad_config_is_refused_in_a_sentence_that_names_the_key(overlay, named):
+    lines = refused(merged(overlay))
+    assert any(all(word in line for word in named) for line in lines), lines
+    assert all(line.startswith("config: ") for line in lines)
+    assert len(lines) == len(set(lines))
+
+
+def test_a_missing_section_or_key_is_named(embedded):
+    for section in embedded:
+        config = copy.deepcopy(embedded)
+        del config[section]
+        assert refused(config) == [f"config: the top level lacks the key '{section}'"]
+    for section in ("data", "tokenizer", "autoencoder", "clip", "unet", "diffusion", "pretrain", "sampling", "metrics"):
+        for key in embedded[section]:
+            config = copy.deepcopy(embedded)
+            del config[section][key]
+            assert refused(config) == [f"config: {section} lacks the key '{key}'"]
+
+
+def test_every_problem_is_reported_at_once(embedded):
+    embedded["seed"] = "x"
+    embedded["dpi"] = 1
+    embedded["pretrain"]["ema"] = 2
+    assert [line.split()[1].rstrip(":") for line in refused(embedded)] == ["seed", "pretrain.ema", "dpi"]
+
+
+def test_an_experiment_that_a_figure_draws_cannot_go(embedded):
+    embedded["experiments"]["samplers"] = None
+    (line,) = refused(embedded)
+    assert "figures.fig11.experiment" in line and "'samplers'" in line
+    embedded["figures"]["fig11"] = None
+    check(embedded, SCHEMA)
+
+
+def test_the_headline_cannot_go(embedded):
+    embedded["experiments"]["headline"] = None
+    assert any("experiments.headline must be there" in line for line in refused(embedded))
+
+
+@pytest.mark.parametrize("overlay", sorted(p.name for p in (REPO / "configs").glob("*.yaml")))
+def test_the_configs_of_the_repository_are_good(overlay):
+    check(merged(overlay), SCHEMA)
+
+
+def test_numbers_may_be_written_in_any_way_that_yaml_reads_as_a_number(embedded):
+    embedded["pretrain"]["learning_rate"] = 1  # an integer is a number
+    embedded["experiments"]["grid"]["cfg"] = [2, 4.5, 1.0e6]
+    check(embedded, SCHEMA)
+
+
+def test_the_schema_names_the_figures_that_there_are():
+    schema = json.loads(SCHEMA.read_text())
+    assert schema["properties"]["figures"]["propertyNames"]["enum"] == list(FIGURES)
+
+
+def test_the_config_file_is_the_documentation_of_every_key(embedded):
+    """Every key that the schema knows stands in config.yaml, where the sections are fixed."""
+    schema = json.loads(SCHEMA.read_text())
+
+    def follow(node):
+        return schema["$defs"][node["$ref"].rpartition("/")[2]] if "$ref" in node else node
+
+    def walk(node, value, path):
+        node = follow(node)
+        node = {**node, **follow(node["allOf"][0])} if "allOf" in node else node
+        for key, below in node.get("properties", {}).items():
+            name = f"{path}{key}"
+            assert key in value, f"{name} is not in config.yaml"
+            if isinstance(value[key], dict) and name not in ("data.train", "experiments", "figures"):
+                walk(below, value[key], f"{name}.")
+
+    walk(schema, embedded, "")
+
+
+def test_a_models_own_pretraining_overrides_single_keys(embedded):
+    embedded["models"][1]["pretrain"] = {"learning_rate": 5.0e-4}
+    check(embedded, SCHEMA)
+    models = Study(embedded).models
+    assert models["f12"].pretrain == {**embedded["pretrain"], "learning_rate": 5.0e-4}
+    assert models["f8"].pretrain == embedded["pretrain"]

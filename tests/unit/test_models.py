@@ -1,0 +1,282 @@
+"""The networks: sizes and costs of the paper's family, the CPU's own formulations, initialisation, input checks.
+
+That the networks compute what they should is tests/parity/test_models_parity.py's to show.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ldmscale.errors import UserError
+from ldmscale.models import layers
+from ldmscale.models.autoencoder import Autoencoder, AutoencoderConfig
+from ldmscale.models.clip import CLIP, CLIPConfig
+from ldmscale.models.flops import count_flops, parameter_count, unet_cost
+from ldmscale.models.unet import UNet, UNetConfig, skeleton, timestep_features
+
+SMALL = UNetConfig(8, (1, 2, 4), 1, (False, True, True), heads=2, norm_groups=8, context_width=12)
+SMALL_CLIP = CLIPConfig(
+    image_size=16, patch=8, image_width=16, image_depth=1, text_width=16, text_depth=2, heads=2,
+    vocab_size=40, context_length=9, embed_dim=12,
+)  # fmt: skip
+
+
+def spec(*shape, dtype=jnp.float32):
+    return jax.ShapeDtypeStruct(shape, dtype)
+
+
+def unet_args(config, batch=1, size=8, length=3):
+    z = spec(batch, size, size, config.in_channels)
+    return z, spec(batch, dtype=jnp.int32), spec(batch, length, config.context_width)
+
+
+def constants(module, *args):
+    """Parameters of ``module``'s shapes, all different, without compiling its initialisation."""
+    shapes = jax.eval_shape(module.init, jax.random.key(0), *args)
+    return jax.tree.map(lambda x: 0.3 * np.cos(np.arange(x.size, dtype=np.float32)).reshape(x.shape), shapes)
+
+
+def normal(*shape, seed=0):
+    return np.random.default_rng(seed).standard_normal(shape, np.float32)
+
+
+# The paper's family (arXiv 2404.01367, Table 1): millions of parameters, recomputed with a context of width 1024.
+PAPER_PARAMS = {
+    64: 38.8, 96: 83.4, 128: 144.8, 160: 223.0, 192: 318.0, 224: 429.8,
+    256: 558.4, 288: 703.7, 320: 865.9, 512: 2191.8, 768: 4900.2,
+}  # fmt: skip
+# GFLOPs (2*MAC) of one forward pass on a 64x64x4 latent with 77 text tokens.
+PAPER_GFLOPS = {64: 53.0, 320: 804.3, 768: 4195.1}
+
+
+@pytest.mark.parametrize("filters", PAPER_PARAMS)
+def test_paper_parameter_counts(filters):
+    config = UNetConfig(filters)
+    assert round(parameter_count(UNet(config), *unet_args(config)) / 1e6, 1) == PAPER_PARAMS[filters]
+
+
+@pytest.mark.parametrize("filters", PAPER_GFLOPS)
+def test_paper_gflops(filters):
+    cost = unet_cost(UNetConfig(filters), latent_size=64, context_length=77)
+    assert cost.flops / 1e9 == pytest.approx(PAPER_GFLOPS[filters], rel=0.005)
+    assert round(cost.params / 1e6, 1) == PAPER_PARAMS[filters]
+
+
+def test_costs_do_not_depend_on_the_backend(monkeypatch):
+    costs = []
+    for backend in ("cpu", "tpu"):
+        monkeypatch.setattr(layers, "backend", lambda backend=backend: backend)
+        costs.append(unet_cost(SMALL, latent_size=8, context_length=5))
+    assert costs[0] == costs[1]
+
+
+def test_count_flops_by_hand():
+    x, w = spec(5, 7), spec(7, 3)
+    product = 2 * 5 * 7 * 3
+    assert count_flops(jnp.dot, x, w) == product
+    assert count_flops(jax.jit(lambda x, w: jnp.tanh(x @ w)), x, w) == product
+    assert count_flops(lambda x, w: jax.vmap(lambda row: row @ w)(x), x, w) == product
+    assert count_flops(jax.value_and_grad(lambda x, w: (x @ w).sum(), argnums=(0, 1)), x, w) == 3 * product
+
+    square = spec(4, 4)
+    assert count_flops(lambda m: jax.lax.scan(lambda c, _: (c @ c, None), m, length=6)[0], square) == 6 * 2 * 64
+    branches = (lambda m: m @ m, lambda m: m @ m @ m, lambda m: m)
+    assert count_flops(lambda i, m: jax.lax.switch(i, branches, m), spec(dtype=jnp.int32), square) == 2 * 2 * 64
+    assert count_flops(jax.checkpoint(lambda m: m @ m), square) == 2 * 64
+
+    def convolve(x, k):
+        return jax.lax.conv_general_dilated(x, k, (2, 2), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+    assert count_flops(convolve, spec(2, 8, 6, 5), spec(3, 3, 5, 7)) == 2 * (2 * 4 * 3 * 7) * (9 * 5)
+
+
+def test_count_flops_refuses_an_unknown_trip_count():
+    def until_large(m):
+        return jax.lax.while_loop(lambda m: m.sum() < 10, lambda m: m @ m, m)
+
+    with pytest.raises(ValueError, match="trip count"):
+        count_flops(until_large, spec(4, 4))
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "stride"), [(2, 2, 1), (1, 1, 1), (2, 5, 1), (1, 2, 1), (4, 4, 2), (3, 4, 2), (2, 2, 2)]
+)
+def test_conv_of_small_planes_equals_the_plain_one(height, width, stride, monkeypatch):
+    x, kernel = normal(3, height, width, 6), normal(3, 3, 6, 4, seed=1)
+
+    def run(backend):
+        monkeypatch.setattr(layers, "backend", lambda: backend)
+        jaxpr = str(jax.make_jaxpr(lambda x, k: layers.conv2d(x, k, stride))(x, kernel))
+        out, vjp = jax.vjp(lambda x, k: layers.conv2d(x, k, stride), x, kernel)
+        return "conv_general_dilated" in jaxpr, [out, *vjp(jnp.cos(out))]
+
+    cpu_convolves, cpu = run("cpu")
+    plain_convolves, plain = run("tpu")
+    assert plain_convolves and not cpu_convolves
+    for ours, reference in zip(cpu, plain, strict=True):
+        np.testing.assert_allclose(ours, reference, atol=1e-4)
+
+
+def test_spread_gradient_is_the_sum_over_rows(monkeypatch):
+    row, cotangent = normal(5), normal(2, 3, 4, 5, seed=1)
+    for backend in ("cpu", "tpu"):
+        monkeypatch.setattr(layers, "backend", lambda backend=backend: backend)
+        out, vjp = jax.vjp(lambda row: layers.spread(row, cotangent.shape), row)
+        np.testing.assert_array_equal(out, np.broadcast_to(row, cotangent.shape))
+        np.testing.assert_allclose(vjp(jnp.asarray(cotangent))[0], cotangent.sum((0, 1, 2)), rtol=1e-5, atol=1e-5)
+
+
+def test_group_norm_in_double_precision():
+    x = normal(2, 4, 3, 12) * 3 + 1.5
+    scale, bias = normal(12, seed=1), normal(12, seed=2)
+    ours = layers.GroupNorm(groups=4, epsilon=1e-5).apply({"params": {"scale": scale, "bias": bias}}, x)
+    groups = x.astype(np.float64).reshape(2, 12, 4, 3)
+    mean, variance = groups.mean((1, 3), keepdims=True), groups.var((1, 3), keepdims=True)
+    expected = ((groups - mean) / np.sqrt(variance + 1e-5)).reshape(x.shape) * scale + bias
+    np.testing.assert_allclose(ours, expected, atol=1e-5)
+
+
+def test_attention_in_double_precision():
+    query, key, value = normal(2, 5, 8), normal(2, 7, 8, seed=1), normal(2, 7, 8, seed=2)
+    expected = np.zeros((2, 5, 8))
+    for head in range(2):
+        part = slice(4 * head, 4 * head + 4)
+        scores = np.einsum("bqd,bkd->bqk", query[..., part].astype(np.float64), key[..., part]) / 2
+        weights = np.exp(scores) / np.exp(scores).sum(-1, keepdims=True)
+        expected[..., part] = weights @ value[..., part]
+    np.testing.assert_allclose(layers.attend(query, key, value, heads=2), expected, atol=1e-5)
+
+
+def test_timestep_features():
+    t = np.array([0, 7, 999])
+    angles = t[:, None] * 10_000.0 ** (-np.arange(4) / 4)
+    expected = np.concatenate([np.cos(angles), np.sin(angles)], axis=1)
+    np.testing.assert_allclose(timestep_features(jnp.asarray(t), 8), expected, atol=1e-4)
+    assert timestep_features(jnp.asarray(t), 9).shape == (3, 9)
+
+
+def test_unet_starts_at_zero_and_trains_every_parameter():
+    config = UNetConfig(4, (1, 2), 1, (False, True), heads=2, norm_groups=2, context_width=6)
+    module = UNet(config)
+    z, t, context = normal(2, 4, 4, 4), jnp.array([3, 900]), normal(2, 3, 6)
+    params = jax.jit(module.init)(jax.random.key(0), z, t, context)
+
+    @jax.jit
+    def run(params):
+        return jax.value_and_grad(lambda p: ((module.apply(p, z, t, context) - z) ** 2).mean())(params)
+
+    loss, _ = run(params)
+    assert float(loss) == pytest.approx(float((z**2).mean()), rel=1e-6)
+    # Away from the zeros of the initialisation no parameter may be cut off from the loss.
+    _, gradients = run(constants(module, z, t, context))
+    dead = [jax.tree_util.keystr(path) for path, g in jax.tree.leaves_with_path(gradients) if not jnp.abs(g).max() > 0]
+    assert not dead
+
+
+def test_unet_config_names_what_does_not_divide():
+    with pytest.raises(UserError, match="filters: 12 .* norm_groups: 8 .* multiple of 8"):
+        UNetConfig(12, (1, 2, 4), 1, (True, True, True), heads=2, norm_groups=8)
+    with pytest.raises(UserError, match="filters: 8 .* heads: 3 "):
+        UNetConfig(8, (1, 2, 4), 1, (True, True, True), heads=3, norm_groups=8)
+    with pytest.raises(UserError, match="filters: 70 "):
+        UNetConfig(70)
+    with pytest.raises(UserError, match="attention_levels has 2 entries and channel_mult 3"):
+        UNetConfig(8, (1, 2, 4), 1, (True, True), heads=2, norm_groups=8)
+    with pytest.raises(UserError, match="heads is 0"):
+        UNetConfig(8, heads=0)
+    # Without attention at a level its channels need not be a multiple of the heads.
+    UNetConfig(8, (1, 3), 1, (False, True), heads=3, norm_groups=8)
+    # Lists, as a parsed configuration holds them, give the same, hashable configuration.
+    assert hash(UNetConfig(64, [1, 2], 1, [True, False])) == hash(UNetConfig(64, (1, 2), 1, (True, False)))
+
+
+@pytest.mark.parametrize("size", [8, 7])
+def test_skeleton_is_the_network(size):
+    """The drawn blocks are those that run, in their order, with their shapes."""
+    ran = []
+    kinds = {layers.ResnetBlock: "resnet", layers.Downsample: "downsample", layers.Upsample: "upsample"}
+
+    def record(call, args, kwargs, context):
+        out = call(*args, **kwargs)
+        path = context.module.path or ("",)
+        if type(context.module) in kinds or path in (("conv_in",), ("conv_out",)):
+            ran.append([kinds.get(type(context.module), path[-1]), out.shape[-1], out.shape[1], False])
+        elif path[-1].startswith("attentions_"):
+            ran[-1][3] = True
+        return out
+
+    module = UNet(SMALL)
+    with nn.intercept_methods(record):
+        jax.eval_shape(module.init, jax.random.key(0), *unet_args(SMALL, size=size))
+    drawn = skeleton(SMALL, size)
+    assert [[b["kind"], b["channels"], b["resolution"], b["attention"]] for b in drawn] == ran
+    resolutions = {b["level"]: b["resolution"] for b in drawn}
+    assert all(b["resolution"] == resolutions[b["level"]] for b in drawn)
+    assert resolutions == {0: size, 1: 4, 2: 2}
+
+
+def test_autoencoder_shapes_and_range():
+    config = AutoencoderConfig(channels=4, channel_mult=(1, 2, 2), blocks_per_level=1, norm_groups=2)
+    module = Autoencoder(config)
+    images = np.clip(normal(2, 8, 12, 3), -1, 1)
+    params = constants(module, images)
+    params["params"]["quant_conv"]["bias"] = np.array([100] * 4 + [-100, 100, -100, 100], np.float32)
+    reconstruction, mean, logvar = jax.jit(module.apply)(params, images)
+    assert config.factor == 4 and mean.shape == logvar.shape == (2, 2, 3, 4)
+    assert reconstruction.shape == images.shape
+    assert float(mean.min()) > 50 and set(np.unique(logvar)) == {-30.0, 20.0}
+    with pytest.raises(UserError, match="10x12 .* multiples of 4"):
+        module.apply(params, images[:, :1].repeat(10, 1), method="encode")
+
+
+def test_autoencoder_config_names_what_does_not_divide():
+    with pytest.raises(UserError, match="channels: 12 .* norm_groups: 8 "):
+        AutoencoderConfig(channels=12, norm_groups=8)
+
+
+def test_stable_diffusion_autoencoder_has_84m_parameters():
+    assert parameter_count(Autoencoder(AutoencoderConfig()), spec(1, 64, 64, 3)) == 83_653_863
+
+
+@pytest.fixture(scope="module")
+def clip():
+    module = CLIP(SMALL_CLIP)
+    images, tokens = normal(2, 16, 16, 3), np.array([[38, 5, 6, 39, 0, 0, 0, 0, 0], [38, 7, 8, 9, 39, 0, 0, 0, 0]])
+    return module, jax.jit(module.init)(jax.random.key(0), images, tokens), images, tokens
+
+
+def test_clip_embeddings_have_unit_norm(clip):
+    module, params, images, tokens = clip
+    image, text, scale = module.apply(params, images, tokens)
+    assert image.shape == text.shape == (2, 12)
+    np.testing.assert_allclose(jnp.linalg.norm(image, axis=-1), 1, rtol=1e-5)
+    np.testing.assert_allclose(jnp.linalg.norm(text, axis=-1), 1, rtol=1e-5)
+    assert float(scale) == pytest.approx(1 / 0.07, rel=1e-5)
+
+
+def test_clip_text_is_causal_and_read_at_the_end_token(clip):
+    module, params, _, tokens = clip
+    states, embedding = module.apply(params, tokens, method="encode_text")
+    changed = tokens.copy()
+    changed[:, 5:] = 11  # behind both end tokens
+    other_states, other = module.apply(params, changed, method="encode_text")
+    np.testing.assert_allclose(other, embedding, atol=1e-6)
+    np.testing.assert_allclose(other_states[:, :5], states[:, :5], atol=1e-6)
+    assert float(jnp.abs(other_states[:, 5:] - states[:, 5:]).max()) > 1e-3
+    changed = tokens.copy()
+    changed[:, 1] = 11
+    assert float(jnp.abs(module.apply(params, changed, method="encode_text")[1] - embedding).max()) > 1e-3
+    short = module.apply(params, tokens[:, :6], method="encode_text")[1]
+    np.testing.assert_allclose(short, embedding, atol=1e-6)
+
+
+def test_clip_checks_its_input(clip):
+    module, params, images, _ = clip
+    with pytest.raises(UserError, match="16x16 pixels, not 8x16"):
+        module.apply(params, images[:, :8], method="encode_image")
+    with pytest.raises(UserError, match="heads: 3 does not divide image_width: 16"):
+        CLIPConfig(16, 8, 16, 1, 24, 1, heads=3, vocab_size=40, context_length=9, embed_dim=12)
+    with pytest.raises(UserError, match="patch: 6 does not divide image_size: 16"):
+        CLIPConfig(16, 6, 16, 1, 16, 1, heads=2, vocab_size=40, context_length=9, embed_dim=12)

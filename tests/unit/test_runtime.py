@@ -1,0 +1,99 @@
+"""What stands before JAX is imported: the compiler flag that makes jaxlib 0.10.2 compute right, and threads."""
+
+import os
+import subprocess
+import sys
+from importlib.metadata import version
+
+import pytest
+
+from ldmscale import runtime
+
+# jax-ml/jax#39103. In float32 the last sum of squares is exactly 32768 squared.
+REPRO = """
+import sys
+if sys.argv[1] == "ours":
+    import ldmscale
+import jax, jax.numpy as jnp
+i = jnp.arange(32769, dtype=jnp.float32)
+x = jnp.stack((i, jnp.zeros_like(i), jnp.zeros_like(i)), axis=1)
+f = jax.vmap(lambda row: jnp.sum((jnp.eye(3) @ row) ** 2))
+print(float(jax.jit(f)(x)[-1]))
+"""
+
+
+def repro(how):
+    environment = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "JAX_COMPILATION_CACHE_DIR")}
+    done = subprocess.run([sys.executable, "-c", REPRO, how], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return float(done.stdout)
+
+
+def test_jax_computes_right_under_ldmscale():
+    if version("jaxlib") != "0.10.2":
+        pytest.skip(f"jaxlib is {version('jaxlib')}; the miscompilation is 0.10.2's")
+    assert repro("ours") == 32768.0**2
+    # The flag is what does it: without it this program is wrong, so that the line above could have failed.
+    assert repro("plain") != 32768.0**2
+
+
+@pytest.fixture
+def environment(monkeypatch):
+    """``os.environ`` without what the session has set already; put back afterwards."""
+    for name in ("XLA_FLAGS", "OPENBLAS_NUM_THREADS", "NPROC"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    return os.environ
+
+
+@pytest.mark.parametrize("installed", ["0.10.1", "0.10.20", "0.11.0", "0.9.2"])
+def test_other_releases_are_not_given_a_flag_that_they_may_not_know(environment, monkeypatch, installed):
+    monkeypatch.setattr(runtime, "version", lambda package: installed)
+    runtime.prepare()
+    assert "XLA_FLAGS" not in environment
+
+
+def test_the_flag_joins_the_users_own_and_leaves_a_users_choice_alone(environment, monkeypatch):
+    monkeypatch.setattr(runtime, "version", lambda package: "0.10.2")
+    runtime.prepare()
+    assert environment["XLA_FLAGS"] == "--xla_cpu_experimental_ynn_fusion_type="
+    runtime.prepare()
+    assert environment["XLA_FLAGS"] == "--xla_cpu_experimental_ynn_fusion_type="
+    environment["XLA_FLAGS"] = "--xla_dump_to=/tmp/x"
+    runtime.prepare()
+    assert environment["XLA_FLAGS"] == "--xla_dump_to=/tmp/x --xla_cpu_experimental_ynn_fusion_type="
+    environment["XLA_FLAGS"] = "--xla_cpu_experimental_ynn_fusion_type=dot"
+    runtime.prepare()
+    assert environment["XLA_FLAGS"] == "--xla_cpu_experimental_ynn_fusion_type=dot"
+
+
+def test_the_flag_stands_in_this_process():
+    if version("jaxlib") == "0.10.2":
+        assert runtime.YNN_OFF in os.environ["XLA_FLAGS"]
+
+
+def test_threads_are_held_for_blas_unless_the_user_says_otherwise(environment):
+    runtime.prepare()
+    assert environment["OPENBLAS_NUM_THREADS"] == "1"
+    environment["OPENBLAS_NUM_THREADS"] = "4"
+    runtime.prepare()
+    assert environment["OPENBLAS_NUM_THREADS"] == "4"
+
+
+THREADS = """
+import sys
+from ldmscale.runtime import use_compile_cache, use_threads
+use_threads(1)
+use_compile_cache(sys.argv[1])
+import jax, os
+jax.jit(lambda x: x @ x)(jax.numpy.ones((400, 400))).block_until_ready()
+names = [open(f"/proc/self/task/{t}/comm").read().strip() for t in os.listdir("/proc/self/task")]
+print(sum(name.startswith("tf_XLAEigen") for name in names))
+"""
+
+
+def test_a_job_computes_in_one_thread_and_leaves_its_programs_for_the_next(tmp_path):
+    done = subprocess.run([sys.executable, "-c", THREADS, str(tmp_path / "cache")], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) == 1
+    assert any("jit" in name for name in os.listdir(tmp_path / "cache"))

@@ -1,0 +1,191 @@
+"""Images of cells into scores, and scores into the tidy table with its costs."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import merged
+
+from ldmscale.cells.cell import Cell
+from ldmscale.cells.chain import Chain
+from ldmscale.cells.plan import Plan
+from ldmscale.config.study import Study
+from ldmscale.data.encoded import save_array
+from ldmscale.errors import UserError
+from ldmscale.metrics.gather import read_scores, scores_table, write_scores
+from ldmscale.metrics.score import SPLITS, Scorer, score
+from ldmscale.models.flops import unet_cost
+from ldmscale.models.unet import UNetConfig
+from ldmscale.provenance import write_manifest
+
+rng = np.random.default_rng(0)
+COUNTS = {"tuning": 24, "heldout": 30}
+CELLS = [Cell("t2i", "f4", "pretrain-40", "ddim", 4, cfg) for cfg in (1.0, 4.0)]
+
+
+def features(images):
+    """Means of colours and corners as features, and as embeddings of unit length."""
+    flat = images.reshape(len(images), -1).astype(np.float64) / 255
+    found = np.stack([flat.mean(1), flat[:, 0], flat[:, -1]], axis=1)
+    return found, found / np.linalg.norm(found, axis=1, keepdims=True)
+
+
+@pytest.fixture
+def scorer():
+    real = {s: rng.normal(size=(n, 3)) for s, n in COUNTS.items()}
+    text = {s: x / np.linalg.norm(x, axis=1, keepdims=True) for s, x in real.items()}
+    return Scorer(features, "means of colours", real, text, 20, 0)
+
+
+def draw(folder, digest="drawn"):
+    for cell in CELLS:
+        for split, n in COUNTS.items():
+            images = np.random.default_rng(len(split) + int(cell.cfg)).integers(0, 256, (n, 4, 4, 3), np.uint8)
+            save_array(folder / cell.path / f"{split}.npy", images)
+        write_manifest(folder / cell.path / "sample.json", "generate", digest, evaluations=5)
+
+
+def specs(**changes):
+    return [{"path": c.path, "digest": "drawn", "score_digest": f"s{c.cfg}", **changes} for c in CELLS]
+
+
+def run(folder, scorer, cells=None, keep=True):
+    said = []
+    rows = score(cells or specs(), folder, scorer, keep, said.append)
+    return rows, len(said)
+
+
+def test_a_cell_has_a_row_for_each_split_that_says_what_it_was_measured_with(tmp_path, scorer):
+    draw(tmp_path)
+    rows, scored = run(tmp_path, scorer)
+    assert scored == 2
+    assert [(r["cell"], r["split"]) for r in rows] == [(c.path, s) for c in CELLS for s in SPLITS]
+    for row in rows:
+        assert row["n"] == row["n_reference"] == COUNTS[row["split"]]
+        assert row["fid_features"] == "means of colours" and row["clip_features"] == "study CLIP"
+        assert row["evaluations"] == 5
+        assert row["fid"] > 0 and -1 <= row["clip"] <= 1
+        assert len(row["fid_reps"]) == len(row["clip_reps"]) == 20
+        saved = json.loads((tmp_path / row["cell"] / "score.json").read_text())
+        assert saved["digest"] == f"s{Cell.parse(row['cell']).cfg}" and row in saved["rows"]
+
+
+def test_scored_cells_are_read_back_not_scored_again(tmp_path, scorer):
+    draw(tmp_path)
+    first, _ = run(tmp_path, scorer)
+    assert run(tmp_path, scorer) == (first, 0)
+    cells = specs()
+    cells[1]["score_digest"] = "another"
+    assert run(tmp_path, scorer, cells) == (first, 1)
+
+
+def test_images_go_only_where_asked_and_only_once_they_are_scored(tmp_path, scorer):
+    draw(tmp_path)
+    first, _ = run(tmp_path, scorer)
+    assert len(list(tmp_path.rglob("*.npy"))) == 4
+    assert run(tmp_path, scorer, keep=False) == (first, 0)
+    assert not list(tmp_path.rglob("*.npy"))
+    assert run(tmp_path, scorer, keep=False) == (first, 0)
+    # Asked for another score of images that are gone: a sentence that says so.
+    with pytest.raises(UserError, match="tuning.npy") as caught:
+        run(tmp_path, scorer, specs(score_digest="another"), keep=False)
+    assert CELLS[0].path in str(caught.value)
+
+
+def test_images_made_under_another_config_are_refused(tmp_path, scorer):
+    draw(tmp_path, digest="older")
+    with pytest.raises(UserError, match="--forcerun generate") as caught:
+        run(tmp_path, scorer)
+    assert CELLS[0].path in str(caught.value)
+
+
+def test_a_truncated_image_file_is_named(tmp_path, scorer):
+    draw(tmp_path)
+    path = tmp_path / CELLS[1].path / "heldout.npy"
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(UserError) as caught:
+        run(tmp_path, scorer)
+    assert str(path) in str(caught.value)
+    # The cell before it is scored and stays so.
+    assert (tmp_path / CELLS[0].path / "score.json").exists()
+
+
+# ---------------------------------------------------------------- the tidy table
+
+
+@pytest.fixture(scope="module")
+def chain():
+    return Chain(Plan(Study(merged("smoke.yaml"))))
+
+
+def rows_of(cells, **changes):
+    row = {"evaluations": 6, "fid": 20.0, "clip": 0.3, "n": 9, "fid_reps": [1.0], "clip_reps": [0.1], **changes}
+    return [{"cell": c.path, "split": split, **row} for c in cells for split in SPLITS]
+
+
+def test_the_table_has_every_cost_of_a_cell(chain):
+    study = chain.study
+    cells = [Cell("t2i", m, "pretrain-20", "ddim", 5, g) for m in ("f8", "f4") for g in (4.0, 1.0)]
+    table = scores_table(rows_of(cells), chain.scores()["family"])
+    assert len(table) == 8
+    assert table["filters"].is_monotonic_increasing
+    costs = {m: unet_cost(UNetConfig(**study.unet_params(m)), 8, 12) for m in ("f4", "f8")}
+    for row in table.itertuples():
+        cost, guided = costs[row.model], 1 + (row.cfg != 1)
+        norm = cost.flops / costs["f8"].flops  # reference_filters: 8
+        assert row.params == cost.params and row.gflops == cost.flops / 1e9
+        assert row.norm_cost == pytest.approx(norm)
+        assert (row.steps, row.evaluations, row.train_step) == (5, 6, 20)
+        assert row.cost == pytest.approx(6 * norm)  # the paper's axis: by what the sampler really does
+        assert row.nfe_cost == pytest.approx(6 * norm * guided)
+        assert row.train_gflops == pytest.approx(20 * cost.flops / 1e9)
+        assert row.train_flops == pytest.approx(3 * cost.flops * 16 * 20)
+        # A whole image is dearer than its U-Net, by the same text encoder and decoder for every cell.
+        assert row.sampling_tflops > cost.flops * 6 * guided / 1e12
+    rest = table["sampling_tflops"] - table["gflops"] * table["evaluations"] * (1 + (table["cfg"] != 1)) / 1e3
+    assert np.ptp(rest) < 1e-12
+
+
+def test_the_table_names_its_cells_exactly(chain):
+    cells = chain.plan.experiments["grid"]
+    table = scores_table(rows_of(cells), chain.scores()["family"])
+    for row in table.itertuples():
+        assert Cell(row.task, row.model, row.weights, row.sampler, row.steps, row.cfg) == Cell.parse(row.cell)
+    assert set(table["cell"]) == {cell.path for cell in cells}
+
+
+def test_a_score_that_is_not_finite_is_refused_naming_the_cell(chain):
+    rows = rows_of(CELLS)
+    rows[2]["fid"] = float("nan")
+    with pytest.raises(UserError, match="not finite") as caught:
+        scores_table(rows, chain.scores()["family"])
+    assert rows[2]["cell"] in str(caught.value)
+
+
+def test_a_table_is_read_back_by_who_asks_for_what_it_was_made_from(tmp_path, chain):
+    table = scores_table(rows_of(CELLS, fid_reps=[1.0, 2.5]), chain.scores()["family"])
+    path = tmp_path / "scores.parquet"
+    write_scores(path, table, "right")
+    pd.testing.assert_frame_equal(read_scores(path, "right").drop(columns=["fid_reps", "clip_reps"]),
+                                  table.drop(columns=["fid_reps", "clip_reps"]))  # fmt: skip
+    assert read_scores(path, "right")["fid_reps"].iloc[0].tolist() == [1.0, 2.5]
+    with pytest.raises(UserError, match="different config") as caught:
+        read_scores(path, "wrong")
+    assert str(path) in str(caught.value) and "--forcerun gather" in str(caught.value)
+
+
+def test_a_table_that_is_none_is_refused(tmp_path):
+    path = tmp_path / "scores.parquet"
+    pd.DataFrame({"a": [1]}).to_parquet(path)  # by another hand, without a digest
+    whole = path.read_bytes()
+    with pytest.raises(UserError, match="different config"):
+        read_scores(path, "right")
+    for content in (b"", b"cell,fid\n", whole[: len(whole) // 2]):
+        path.write_bytes(content)
+        with pytest.raises(UserError, match="cannot be read") as caught:
+            read_scores(path, "right")
+        assert str(path) in str(caught.value)
+    path.unlink()
+    with pytest.raises(UserError, match="cannot be read"):
+        read_scores(path, "right")

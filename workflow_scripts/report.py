@@ -1,0 +1,22 @@
+"""Write Snakemake's own report, by a second Snakemake that reads the finished figures and runs nothing."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from ldmscale.errors import UserError
+from ldmscale.jobs import job
+from ldmscale.provenance import atomic_path
+
+with job(snakemake.log[0], snakemake.threads) as say, atomic_path(snakemake.output[0]) as temporary:
+    # The merged config stands for whatever overlays this run was given. This run's profile must not be applied to the
+    # second one, and this run's lock is expected.
+    command = [sys.executable, "-m", "snakemake", "figures", "pages", "--cores", "1", "--nolock"]
+    command += ["--snakefile", str(Path(snakemake.scriptdir).parent / "Snakefile"), "--workflow-profile", "none"]
+    command += ["--configfile", snakemake.input.config, "--report", str(temporary)]
+    environment = {key: value for key, value in os.environ.items() if key != "SNAKEMAKE_PROFILE"}
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    say(done.stdout)
+    if done.returncode:
+        raise UserError(f"Snakemake could not write the report; {snakemake.log[0]} has its reasons")
