@@ -1,5 +1,6 @@
 """Draw one figure."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from ldmscale.figures import FIGURES
@@ -7,10 +8,17 @@ from ldmscale.figures.load import figure_data
 from ldmscale.figures.style import save_figure
 from ldmscale.jobs import job
 from ldmscale.metrics.gather import read_scores
+from ldmscale.provenance import read_manifest
 
 with job(snakemake.log[0], snakemake.threads):
     params = snakemake.params[0]
     cells = Path(snakemake.input.scores).parent / "cells"
     data = figure_data(params, read_scores(snakemake.input.scores, params["scores"]), cells)
-    figure = FIGURES[snakemake.wildcards.figure](data)
+
+    def previews(cell):
+        # The table has its own digest; the pictures are the cells'.
+        read_manifest(cells / cell.path / "sample.json", "generate", params["drawn"][cell.path])
+        return data.previews(cell)
+
+    figure = FIGURES[snakemake.wildcards.figure](replace(data, previews=previews))
     save_figure(figure, snakemake.output.pdf, snakemake.output.png, params["dpi"])

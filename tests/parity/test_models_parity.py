@@ -17,6 +17,7 @@ from ldmscale.metrics.torch_guard import guard_torchvision  # noqa: E402
 from ldmscale.models import layers  # noqa: E402
 from ldmscale.models.autoencoder import Autoencoder, AutoencoderConfig  # noqa: E402
 from ldmscale.models.clip import CLIP, CLIPConfig  # noqa: E402
+from ldmscale.models.flops import parameter_count  # noqa: E402
 from ldmscale.models.unet import UNet, UNetConfig  # noqa: E402
 
 TOLERANCE = 1e-4
@@ -103,7 +104,7 @@ def make_peer_unet(config: UNetConfig):
     diffusers = _peer("diffusers")
     down = ["CrossAttnDownBlock2D" if a else "DownBlock2D" for a in config.attention_levels]
     up = ["CrossAttnUpBlock2D" if a else "UpBlock2D" for a in reversed(config.attention_levels)]
-    peer = diffusers.UNet2DConditionModel(
+    return diffusers.UNet2DConditionModel(
         in_channels=config.in_channels,
         out_channels=config.out_channels,
         block_out_channels=config.widths,
@@ -114,8 +115,15 @@ def make_peer_unet(config: UNetConfig):
         norm_num_groups=config.norm_groups,
         cross_attention_dim=config.context_width,
     ).eval()
-    randomise(peer, seed=1)
-    return peer
+
+
+@pytest.mark.parametrize("filters", [64, 256, 320, 512])
+def test_paper_family_has_diffusers_parameter_count(filters):
+    config = UNetConfig(filters)
+    with torch.device("meta"):  # shapes only
+        theirs = sum(parameter.numel() for parameter in make_peer_unet(config).parameters())
+    args = ((1, 8, 8, 4), jnp.float32), ((1,), jnp.int32), ((1, 3, config.context_width), jnp.float32)
+    assert parameter_count(UNet(config), *(jax.ShapeDtypeStruct(*arg) for arg in args)) == theirs
 
 
 @pytest.mark.parametrize(
@@ -132,6 +140,7 @@ def make_peer_unet(config: UNetConfig):
 def test_unet_equals_diffusers(name, size, batch, backend, monkeypatch):
     config = UNETS[name]
     peer = make_peer_unet(config)
+    randomise(peer, seed=1)
     monkeypatch.setattr(layers, "backend", lambda: backend)
     rng = np.random.default_rng(0)
     z = rng.standard_normal((batch, *size, 4), np.float32)

@@ -5,7 +5,7 @@ import json
 import math
 
 import pytest
-from conftest import REPO, SCHEMA, merged
+from helpers import REPO, SCHEMA, merged, own
 
 from ldmscale.config.check import check
 from ldmscale.config.study import Study
@@ -61,31 +61,31 @@ BAD = [
     ),
     ({"models": [{"name": "a", "filters": 8, "pretrain": {"warmup": 5000}}], **NAMES}, ["'a'", "warmup", "5000"]),
     (
-        {"models": [{"name": "a", "filters": 8, "pretrain": {"checkpoints": [2000]}}], **NAMES},
+        {"models": [{"name": "a", "filters": 8, "pretrain": {"checkpoints": [40]}}], **NAMES},
         ["'a'", "checkpoints", "shares"],
     ),
-    ({"unet": {"attention_levels": [True]}}, ["unet.attention_levels", "1", "3 levels"]),
+    ({"unet": {"attention_levels": [True]}}, ["unet.attention_levels", "1", "2 levels"]),
     ({"unet": {"channel_mult": None}}, ["unet.channel_mult", "array"]),
-    ({"pretrain": {"steps": 2000.0}}, ["pretrain.steps", "2000.0", "integer"]),
+    ({"pretrain": {"steps": 40.0}}, ["pretrain.steps", "40.0", "integer"]),
     ({"pretrain": {"learning_rate": math.nan}}, ["pretrain.learning_rate", "nan"]),
     ({"pretrain": {"learning_rate": 0}}, ["pretrain.learning_rate", "0"]),
     ({"pretrain": {"checkpoints": []}}, ["pretrain.checkpoints", "empty"]),
-    ({"pretrain": {"checkpoints": [100]}}, ["pretrain.checkpoints", "[100]", "2000"]),
-    ({"pretrain": {"checkpoints": [500, 100, 2000]}}, ["pretrain.checkpoints", "ascend"]),
+    ({"pretrain": {"checkpoints": [30]}}, ["pretrain.checkpoints", "[30]", "(40)"]),
+    ({"pretrain": {"checkpoints": [20, 10, 40]}}, ["pretrain.checkpoints", "ascend"]),
     ({"pretrain": {"ema": 1.0}}, ["pretrain.ema", "1.0"]),
     ({"pretrain": {"batch": True}}, ["pretrain.batch", "True", "integer"]),
     ({"diffusion": {"beta_start": 0.5}}, ["diffusion.beta_start", "diffusion.beta_end"]),
-    ({"data": {"image_size": 30}, "clip": {"patch": 5}}, ["data.image_size", "30", "multiple of 4"]),
+    ({"data": {"image_size": 15}, "clip": {"patch": 5}}, ["data.image_size", "15", "multiple of 2"]),
     ({"data": {"counts": {"train": None}}}, ["data.counts.train", "scenes"]),
     ({"data": {"counts": {"heldout": 1}}}, ["data.counts.heldout", "1"]),
     ({"data": {"train": {**COCO, "fit": "stretch"}}}, ["data.train.fit", "'stretch'", "crop"]),
     ({"data": {"evaluation": {**COCO, "annotations": 3}}}, ["data.evaluation.annotations", "3", "string"]),
     ({"data": {"evaluation": {"source": "zip"}}}, ["data.evaluation.source", "'zip'", "coco"]),
     ({"data": {"evaluation": {k: v for k, v in COCO.items() if k != "fit"}}}, ["data.evaluation", "'fit'"]),
-    ({"autoencoder": {"channels": 12}}, ["autoencoder.channels", "12", "norm_groups 8"]),
+    ({"autoencoder": {"channels": 10}}, ["autoencoder.channels", "10", "norm_groups 4"]),
     ({"autoencoder": {"weights": 3}}, ["autoencoder.weights", "3", "string"]),
     ({"clip": {"patch": 5}}, ["clip.patch", "5", "image_size"]),
-    ({"clip": {"text_width": 66}}, ["clip.text_width", "clip.heads"]),
+    ({"clip": {"text_width": 17}}, ["clip.text_width", "clip.heads"]),
     ({"figures": {"fig09": {"experiment": "gird"}}}, ["figures.fig09.experiment", "'gird'", "grid"]),
     ({"figures": {"fig01": {"prompts": [0, 99]}}}, ["figures.fig01", "99", "gallery"]),
     ({"figures": {"fig01": {"prompt": "1"}}}, ["figures.fig01.prompt", "'1'", "integer"]),
@@ -106,7 +106,7 @@ BAD = [
 
 @pytest.mark.parametrize(("overlay", "named"), BAD, ids=lambda value: json.dumps(value)[:60])
 def test_a_bad_config_is_refused_in_a_sentence_that_names_the_key(overlay, named):
-    lines = refused(merged(overlay))
+    lines = refused(merged("smoke.yaml", overlay))
     assert any(all(word in line for word in named) for line in lines), lines
     assert all(line.startswith("config: ") for line in lines)
     assert len(lines) == len(set(lines))
@@ -124,24 +124,24 @@ def test_a_missing_section_or_key_is_named(embedded):
             assert refused(config) == [f"config: {section} lacks the key '{key}'"]
 
 
-def test_every_problem_is_reported_at_once(embedded):
-    embedded["seed"] = "x"
-    embedded["dpi"] = 1
-    embedded["pretrain"]["ema"] = 2
-    assert [line.split()[1].rstrip(":") for line in refused(embedded)] == ["seed", "pretrain.ema", "dpi"]
+def test_every_problem_is_reported_at_once(smoke):
+    smoke["seed"] = "x"
+    smoke["dpi"] = 1
+    smoke["pretrain"]["ema"] = 2
+    assert [line.split()[1].rstrip(":") for line in refused(smoke)] == ["seed", "pretrain.ema", "dpi"]
 
 
-def test_an_experiment_that_a_figure_draws_cannot_go(embedded):
-    embedded["experiments"]["samplers"] = None
-    (line,) = refused(embedded)
+def test_an_experiment_that_a_figure_draws_cannot_go(smoke):
+    smoke["experiments"]["samplers"] = None
+    (line,) = refused(smoke)
     assert "figures.fig11.experiment" in line and "'samplers'" in line
-    embedded["figures"]["fig11"] = None
-    check(embedded, SCHEMA)
+    smoke["figures"]["fig11"] = None
+    check(smoke, SCHEMA)
 
 
-def test_the_headline_cannot_go(embedded):
-    embedded["experiments"]["headline"] = None
-    assert any("experiments.headline must be there" in line for line in refused(embedded))
+def test_the_headline_cannot_go(smoke):
+    smoke["experiments"]["headline"] = None
+    assert any("experiments.headline must be there" in line for line in refused(smoke))
 
 
 @pytest.mark.parametrize("overlay", sorted(p.name for p in (REPO / "configs").glob("*.yaml")))
@@ -149,10 +149,10 @@ def test_the_configs_of_the_repository_are_good(overlay):
     check(merged(overlay), SCHEMA)
 
 
-def test_numbers_may_be_written_in_any_way_that_yaml_reads_as_a_number(embedded):
-    embedded["pretrain"]["learning_rate"] = 1  # an integer is a number
-    embedded["experiments"]["grid"]["cfg"] = [2, 4.5, 1.0e6]
-    check(embedded, SCHEMA)
+def test_numbers_may_be_written_in_any_way_that_yaml_reads_as_a_number(smoke):
+    smoke["pretrain"]["learning_rate"] = 1  # an integer is a number
+    smoke["experiments"]["grid"]["cfg"] = [2, 4.5, 1.0e6]
+    check(smoke, SCHEMA)
 
 
 def test_the_schema_names_the_figures_that_there_are():
@@ -179,9 +179,9 @@ def test_the_config_file_is_the_documentation_of_every_key(embedded):
     walk(schema, embedded, "")
 
 
-def test_a_models_own_pretraining_overrides_single_keys(embedded):
-    embedded["models"][1]["pretrain"] = {"learning_rate": 5.0e-4}
-    check(embedded, SCHEMA)
-    models = Study(embedded).models
-    assert models["f12"].pretrain == {**embedded["pretrain"], "learning_rate": 5.0e-4}
-    assert models["f8"].pretrain == embedded["pretrain"]
+def test_a_models_own_pretraining_overrides_single_keys():
+    config = merged("smoke.yaml", own("f4", learning_rate=5.0e-4))
+    check(config, SCHEMA)
+    models = Study(config).models
+    assert models["f4"].pretrain == {**config["pretrain"], "learning_rate": 5.0e-4}
+    assert models["f8"].pretrain == config["pretrain"]

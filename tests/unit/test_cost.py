@@ -1,7 +1,7 @@
 """Costs by arithmetic: equal to the traced program's, and the paper's."""
 
 import pytest
-from conftest import merged
+from helpers import merged
 from hypothesis import given
 from hypothesis import strategies as st
 

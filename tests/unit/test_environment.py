@@ -8,7 +8,7 @@ from importlib.metadata import PackageNotFoundError, distribution, packages_dist
 
 import pytest
 import yaml
-from conftest import REPO
+from helpers import REPO
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version

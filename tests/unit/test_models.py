@@ -45,7 +45,7 @@ def normal(*shape, seed=0):
 # The paper's family (arXiv 2404.01367, Table 1): millions of parameters, recomputed with a context of width 1024.
 PAPER_PARAMS = {
     64: 38.8, 96: 83.4, 128: 144.8, 160: 223.0, 192: 318.0, 224: 429.8,
-    256: 558.4, 288: 703.7, 320: 865.9, 512: 2191.8, 768: 4900.2,
+    256: 558.3, 288: 703.7, 320: 865.9, 512: 2191.7, 768: 4900.2,
 }  # fmt: skip
 # GFLOPs (2*MAC) of one forward pass on a 64x64x4 latent with 77 text tokens.
 PAPER_GFLOPS = {64: 53.0, 320: 804.3, 768: 4195.1}
@@ -157,20 +157,30 @@ def test_timestep_features():
     assert timestep_features(jnp.asarray(t), 9).shape == (3, 9)
 
 
-def test_unet_starts_at_zero_and_trains_every_parameter():
+def test_unet_residual_branches_start_at_zero():
+    closing = ("conv2", "proj_out", "conv_out")
+
+    @jax.jit
+    def start(key):  # only the layers looked at, so that no more is compiled
+        params = UNet(SMALL).init(key, *(jnp.zeros(a.shape, a.dtype) for a in unet_args(SMALL)))["params"]
+        paths = jax.tree.leaves_with_path(params)
+        return {jax.tree_util.keystr(path): leaf for path, leaf in paths if path[-2].key in (*closing, "conv_in")}
+
+    kernels = {name: leaf for name, leaf in start(jax.random.key(0)).items() if name.endswith("['kernel']")}
+    zero = {name for name, kernel in kernels.items() if not np.any(kernel)}
+    assert zero == {name for name in kernels if "conv_in" not in name}
+    blocks = skeleton(SMALL, 8)
+    resnets, transformers = sum(b["kind"] == "resnet" for b in blocks), sum(b["attention"] for b in blocks)
+    assert len(zero) == resnets + transformers + 1
+
+
+def test_unet_trains_every_parameter():
     config = UNetConfig(4, (1, 2), 1, (False, True), heads=2, norm_groups=2, context_width=6)
     module = UNet(config)
     z, t, context = normal(2, 4, 4, 4), jnp.array([3, 900]), normal(2, 3, 6)
-    params = jax.jit(module.init)(jax.random.key(0), z, t, context)
-
-    @jax.jit
-    def run(params):
-        return jax.value_and_grad(lambda p: ((module.apply(p, z, t, context) - z) ** 2).mean())(params)
-
-    loss, _ = run(params)
-    assert float(loss) == pytest.approx(float((z**2).mean()), rel=1e-6)
-    # Away from the zeros of the initialisation no parameter may be cut off from the loss.
-    _, gradients = run(constants(module, z, t, context))
+    gradient = jax.jit(jax.grad(lambda p: ((module.apply(p, z, t, context) - z) ** 2).mean()))
+    gradients = gradient(constants(module, z, t, context))
+    # The embeddings of context and time, the deepest block, both attentions: none is cut off from the loss.
     dead = [jax.tree_util.keystr(path) for path, g in jax.tree.leaves_with_path(gradients) if not jnp.abs(g).max() > 0]
     assert not dead
 

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import merged
+from helpers import merged
 
 from ldmscale.cells.cell import Cell
 from ldmscale.cells.chain import Chain
@@ -87,10 +87,13 @@ def test_images_go_only_where_asked_and_only_once_they_are_scored(tmp_path, scor
     assert run(tmp_path, scorer, keep=False) == (first, 0)
     assert not list(tmp_path.rglob("*.npy"))
     assert run(tmp_path, scorer, keep=False) == (first, 0)
-    # Asked for another score of images that are gone: a sentence that says so.
-    with pytest.raises(UserError, match="tuning.npy") as caught:
+    # Another score of images that are gone: a sentence that says so, and nothing in the way of what it says to do.
+    with pytest.raises(UserError, match="and of 1 more cells are gone.*--forcerun generate") as caught:
         run(tmp_path, scorer, specs(score_digest="another"), keep=False)
     assert CELLS[0].path in str(caught.value)
+    assert not list(tmp_path.rglob("sample.json"))
+    draw(tmp_path)
+    assert run(tmp_path, scorer, specs(score_digest="another")) == (first, 2)
 
 
 def test_images_made_under_another_config_are_refused(tmp_path, scorer):
@@ -100,15 +103,14 @@ def test_images_made_under_another_config_are_refused(tmp_path, scorer):
     assert CELLS[0].path in str(caught.value)
 
 
-def test_a_truncated_image_file_is_named(tmp_path, scorer):
+def test_damaged_images_are_named_and_can_be_drawn_again(tmp_path, scorer):
     draw(tmp_path)
     path = tmp_path / CELLS[1].path / "heldout.npy"
     path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(UserError) as caught:
+    with pytest.raises(UserError, match="gone or damaged.*--forcerun generate") as caught:
         run(tmp_path, scorer)
-    assert str(path) in str(caught.value)
-    # The cell before it is scored and stays so.
-    assert (tmp_path / CELLS[0].path / "score.json").exists()
+    assert CELLS[1].path in str(caught.value) and CELLS[0].path not in str(caught.value)
+    assert [(tmp_path / cell.path / "sample.json").exists() for cell in CELLS] == [True, False]
 
 
 # ---------------------------------------------------------------- the tidy table

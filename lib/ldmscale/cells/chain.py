@@ -30,7 +30,7 @@ class Chain:
         self._common = lru_cache(maxsize=None)(self._stage)
 
     def __getitem__(self, stage: str) -> dict[str, Any]:
-        """Params of a stage that the study has once: data, tokenizer, autoencoder, clip, latents, prompts, reference."""
+        """Params of a stage that there is once: data, tokenizer, autoencoder, clip, latents, prompts, reference."""
         return self._common(stage)
 
     def _stage(self, stage: str) -> dict[str, Any]:
@@ -98,7 +98,12 @@ class Chain:
         """A cell's path, whether it is scored, and its digest."""
         scored = self.plan.is_scored(cell)
         counts = self.config["data"]["counts"]
-        inputs = [self.weights(cell), self["autoencoder"]["digest"], self["latents"]["digest"], self["prompts"]["digest"]]
+        inputs = [
+            self.weights(cell),
+            self["autoencoder"]["digest"],
+            self["latents"]["digest"],
+            self["prompts"]["digest"],
+        ]
         spacing = self.config["sampling"]["spacing"][cell.sampler]
         made = digest("cell", cell.path, scored, spacing, self.config["diffusion"], self.study.seed, counts, inputs)
         return {"path": cell.path, "scored": scored, "spacing": spacing, "digest": made}
@@ -121,7 +126,8 @@ class Chain:
                   "seed": self.study.seed, "clip": self.study.clip_params(),
                   "inputs": {name: self[name]["digest"] for name in ("clip", "prompts", "reference")}}  # fmt: skip
         cells = [{**c, "score_digest": digest("score", common, c["digest"])} for c in made]
-        return {**common, "cells": cells, "keep_images": self.config["sampling"]["keep_images"], "digest": digest("score", [c["score_digest"] for c in cells])}  # fmt: skip
+        return {**common, "cells": cells, "keep_images": self.config["sampling"]["keep_images"],
+                "digest": digest("score", [c["score_digest"] for c in cells])}  # fmt: skip
 
     def _scores(self) -> dict[str, Any]:
         """Params of gathering: every scoring job's digest, and what turns a cell into a row of the table."""
@@ -139,14 +145,20 @@ class Chain:
                  "sources": [self.config["data"]["train"], self.config["data"]["evaluation"]],
                  "image_size": self.config["data"]["image_size"]}  # fmt: skip
         paths = {name: [cell.path for cell in self.plan.experiments[name]] for name in experiments}
-        return {"label": label, "experiments": paths, "cells": digest("figure", cells), "scores": self.scores()["digest"]}
+        return {
+            "label": label,
+            "experiments": paths,
+            "cells": digest("figure", cells),
+            "scores": self.scores()["digest"],
+        }
 
     def figure(self, figure: str) -> dict[str, Any]:
-        """Params of a figure: its settings, the experiments that it shows, and the network for Fig. 2."""
+        """Params of a figure: its settings, the cells that it shows with their digests, and the network for Fig. 2."""
         settings = self.config["figures"][figure]
         shown = [settings[key] for key in ("experiment", "baseline") if key in settings]
         largest = list(self.study.models)[-1]
         network = {"name": largest, "unet": self.study.unet_params(largest), "latent_size": self.study.latent_size,
                    "context_length": self.config["tokenizer"]["context_length"]}  # fmt: skip
-        return {**self.report(*shown), "settings": settings, "dpi": self.config["dpi"], "gallery": self.config["gallery"],
-                "network": None if shown else network}  # fmt: skip
+        drawn = {cell.path: self.cell(cell)["digest"] for name in shown for cell in self.plan.experiments[name]}
+        return {**self.report(*shown), "drawn": drawn, "settings": settings, "dpi": self.config["dpi"],
+                "gallery": self.config["gallery"], "network": None if shown else network}  # fmt: skip

@@ -22,10 +22,13 @@ def expand(study: Study, name: str) -> list[Cell]:
     costs = norm_costs(study)
     cells: dict[Cell, None] = {}  # ordered, and without the repeats that rounding makes of nearby costs
     for model in models:
-        steps = spec["steps"] if "steps" in spec else [
-            min(steps_at_cost(cost, costs[model]), study.config["diffusion"]["steps"] - 1)
-            for cost in spec["costs"]
-        ]
+        steps = (
+            spec["steps"]
+            if "steps" in spec
+            else [
+                min(steps_at_cost(cost, costs[model]), study.config["diffusion"]["steps"] - 1) for cost in spec["costs"]
+            ]
+        )
         for w, sampler, s, cfg in product(weights, spec["samplers"], steps, spec["cfg"]):
             cells[Cell("t2i", model, w, sampler, s, float(cfg))] = None
     return list(cells)
@@ -64,7 +67,9 @@ class Plan:
                  "sampler": self.study.config["sampling"]["spacing"]}  # fmt: skip
         for name, values in known.items():
             if getattr(cell, name) not in values:
-                raise UserError(f"'{prefix}': {name} '{getattr(cell, name)}' is not in this study ({', '.join(values)})")
+                raise UserError(
+                    f"'{prefix}': {name} '{getattr(cell, name)}' is not in this study ({', '.join(values)})"
+                )
         last = self.study.config["diffusion"]["steps"] - 1
         if not 1 <= cell.steps <= last:
             raise UserError(f"'{prefix}': steps is {cell.steps}, but must be from 1 to {last} (under diffusion.steps)")

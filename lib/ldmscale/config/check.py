@@ -58,7 +58,9 @@ def _sentence(error: jsonschema.ValidationError) -> str:
     if error.validator == "minItems":
         return f"{key} must not be empty"
     if error.validator == "type":
-        expected = error.validator_value if isinstance(error.validator_value, str) else " or ".join(error.validator_value)
+        expected = (
+            error.validator_value if isinstance(error.validator_value, str) else " or ".join(error.validator_value)
+        )
         hint = ""
         if isinstance(error.instance, str) and expected in ("number", "integer") and _is_number(error.instance):
             hint = " (that is text: write numbers without quotes, and 1e-4 as 1.0e-4)"
@@ -109,7 +111,10 @@ def _family(config: dict) -> Iterator[str]:
     for model in config["models"]:
         f = model["filters"]
         if f % unet["norm_groups"]:
-            yield f"models: '{model['name']}' has filters {f}, which unet.norm_groups {unet['norm_groups']} does not divide"
+            yield (
+                f"models: '{model['name']}' has filters {f}, "
+                f"which unet.norm_groups {unet['norm_groups']} does not divide"
+            )
         attending = [m for m, on in zip(unet["channel_mult"], unet["attention_levels"], strict=False) if on]
         if any(f * m % unet["heads"] for m in [*attending, unet["channel_mult"][-1]]):
             yield f"models: '{model['name']}' has filters {f}, whose levels unet.heads {unet['heads']} does not divide"
@@ -133,9 +138,15 @@ def _encoders(config: dict) -> Iterator[str]:
     size, ae, clip = config["data"]["image_size"], config["autoencoder"], config["clip"]
     factor = 2 ** (len(ae["channel_mult"]) - 1)
     if size % factor:
-        yield f"data.image_size is {size}, but must be a multiple of {factor} (autoencoder.channel_mult has that many halvings)"
+        yield (
+            f"data.image_size is {size}, "
+            f"but must be a multiple of {factor} (autoencoder.channel_mult has that many halvings)"
+        )
     if any(ae["channels"] * m % ae["norm_groups"] for m in ae["channel_mult"]):
-        yield f"autoencoder.channels {ae['channels']} gives widths that autoencoder.norm_groups {ae['norm_groups']} does not divide"
+        yield (
+            f"autoencoder.channels {ae['channels']} gives widths that "
+            f"autoencoder.norm_groups {ae['norm_groups']} does not divide"
+        )
     if size % clip["patch"]:
         yield f"clip.patch is {clip['patch']}, but must divide data.image_size ({size})"
     for key in ("image_width", "text_width"):
@@ -152,10 +163,16 @@ def _experiments(config: dict) -> Iterator[str]:
             continue
         for name in [] if spec["models"] == "all" else spec["models"]:
             if name not in names:
-                yield f"experiments.{experiment}.models names '{name}', which is not among models ({', '.join(sorted(names))})"
+                yield (
+                    f"experiments.{experiment}.models names '{name}', "
+                    f"which is not among models ({', '.join(sorted(names))})"
+                )
         for steps in spec.get("steps", []):
             if steps >= config["diffusion"]["steps"]:
-                yield f"experiments.{experiment}.steps has {steps}, but must be under diffusion.steps ({config['diffusion']['steps']})"
+                yield (
+                    f"experiments.{experiment}.steps has {steps}, "
+                    f"but must be under diffusion.steps ({config['diffusion']['steps']})"
+                )
 
 
 def _figures(config: dict) -> Iterator[str]:
@@ -166,7 +183,10 @@ def _figures(config: dict) -> Iterator[str]:
             continue
         for key in ("experiment", "baseline"):
             if key in settings and settings[key] not in running:
-                yield f"figures.{figure}.{key} is '{settings[key]}', which is not among experiments ({', '.join(sorted(running))})"
+                yield (
+                    f"figures.{figure}.{key} is '{settings[key]}', "
+                    f"which is not among experiments ({', '.join(sorted(running))})"
+                )
         for name in settings.get("models", []):
             if name not in names:
                 yield f"figures.{figure}.models names '{name}', which is not among models ({', '.join(sorted(names))})"
@@ -176,8 +196,14 @@ def _figures(config: dict) -> Iterator[str]:
             prompts.append(settings["prompt"])
         for prompt in prompts:
             if prompt >= len(config["gallery"]):
-                yield f"figures.{figure} shows prompt {prompt}, but gallery has only {len(config['gallery'])} (counted from 0)"
+                yield (
+                    f"figures.{figure} shows prompt {prompt}, "
+                    f"but gallery has only {len(config['gallery'])} (counted from 0)"
+                )
         costs = (config["experiments"].get(settings.get("experiment")) or {}).get("costs", [])
         for row in rows:
             if row["cost"] not in costs:
-                yield f"figures.{figure} shows cost {row['cost']}, which is not among experiments.{settings['experiment']}.costs ({costs})"
+                yield (
+                    f"figures.{figure} shows cost {row['cost']}, "
+                    f"which is not among experiments.{settings['experiment']}.costs ({costs})"
+                )

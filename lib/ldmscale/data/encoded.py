@@ -27,7 +27,9 @@ def load_array(path: str | Path) -> np.ndarray:
     try:
         return np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"{path} cannot be read ({error}): delete the manifest beside it and run snakemake again") from None
+        raise UserError(
+            f"{path} cannot be read ({error}): delete the manifest beside it and run snakemake again"
+        ) from None
 
 
 @dataclass(frozen=True)

@@ -57,7 +57,8 @@ def figure_data(params: dict[str, Any], scores: pd.DataFrame, cells: Path) -> Fi
         gallery=params["gallery"],
         study=study_info(params["label"], scores),
         models=models_of(scores),
-        architecture=network and Architecture(
+        architecture=network
+        and Architecture(
             **{**network, "unet": UNetConfig(**network["unet"])}, text_encoder="CLIP text tower", decoder="KL decoder"
         ),
     )

@@ -29,7 +29,9 @@ def image_keys(seed: int, numbers: np.ndarray) -> tuple[jax.Array, jax.Array]:
 class Generator:
     """Samples cells of one network shape; programs compile once and serve every cell."""
 
-    def __init__(self, net: UNetConfig, schedule: Schedule, encoders: Encoders, latent_size: int, batch: int, seed: int):
+    def __init__(
+        self, net: UNetConfig, schedule: Schedule, encoders: Encoders, latent_size: int, batch: int, seed: int
+    ):
         self.schedule, self.encoders, self.batch, self.seed = schedule, encoders, batch, seed
         self.shape = (latent_size, latent_size, net.in_channels)
         unet = UNet(net)
@@ -55,7 +57,8 @@ class Generator:
 
 
 def generate(cells: list[dict[str, Any]], folder: Path, generator: Generator, prompts: Prompts,
-             weights: Callable[[Cell], Any], ae_params: Any, scale: float, say: Callable[[str], None]) -> None:  # fmt: skip
+             weights: Callable[[Cell], Any], ae_params: Any, scale: float,
+             say: Callable[[str], None]) -> None:  # fmt: skip
     """Draw each of ``cells`` (see ``Chain.cell``) into its own folder, skipping those that are there already.
 
     A cell's folder holds ``gallery.npy``, for a scored cell ``tuning.npy`` and ``heldout.npy`` (uint8 [N,S,S,3]), and,

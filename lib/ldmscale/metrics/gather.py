@@ -89,11 +89,13 @@ def write_scores(path: str | Path, table: pd.DataFrame, digest: str) -> None:
     """Write the table as parquet with the digest of what it was made from."""
     arrow = pa.Table.from_pandas(table, preserve_index=False)
     with atomic_path(path) as temporary:
-        pq.write_table(arrow.replace_schema_metadata({**(arrow.schema.metadata or {}), b"digest": digest.encode()}), temporary)
+        pq.write_table(
+            arrow.replace_schema_metadata({**(arrow.schema.metadata or {}), b"digest": digest.encode()}), temporary
+        )
 
 
 def read_scores(path: str | Path, digest: str) -> pd.DataFrame:
-    """Read the table; ``UserError`` if it is damaged or was gathered from another config's cells than ``digest`` names."""
+    """Read the table; ``UserError`` if it is damaged or was gathered from other cells than ``digest`` names."""
     try:
         arrow = pq.read_table(path)
     except (OSError, pa.ArrowException) as error:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from ldmscale.data.encoded import load_array
+from ldmscale.errors import UserError
 from ldmscale.metrics.bootstrap import fid_replicates, mean_replicates
 from ldmscale.metrics.clip_score import clip_scores
 from ldmscale.metrics.features import Features
@@ -62,14 +63,16 @@ def score(cells: list[dict[str, Any]], folder: Path, scorer: Scorer, keep_images
     Raises:
         UserError: a cell's images are missing, damaged or made from another config.
     """
+    todo = {c["path"] for c in cells if not is_current(folder / c["path"] / "score.json", "score", c["score_digest"])}
+    _require_images(sorted(folder / path for path in todo))
     rows = []
     for number, spec in enumerate(cells, 1):
         target = folder / spec["path"]
         done = target / "score.json"
-        if not is_current(done, "score", spec["score_digest"]):
+        if spec["path"] in todo:
             sample = read_manifest(target / "sample.json", "generate", spec["digest"])
-            made = [{"cell": spec["path"], "evaluations": sample["evaluations"], **scorer.row(split, load_array(target / f"{split}.npy"))}
-                    for split in SPLITS]  # fmt: skip
+            common = {"cell": spec["path"], "evaluations": sample["evaluations"]}
+            made = [{**common, **scorer.row(split, load_array(target / f"{split}.npy"))} for split in SPLITS]
             write_manifest(done, "score", spec["score_digest"], rows=made)
             say(f"{number}/{len(cells)}  {spec['path']}  FID {made[-1]['fid']:.2f}")
         if not keep_images:
@@ -77,3 +80,21 @@ def score(cells: list[dict[str, Any]], folder: Path, scorer: Scorer, keep_images
                 (target / f"{split}.npy").unlink(missing_ok=True)
         rows += read_json(done)["rows"]
     return rows
+
+
+def _require_images(folders: list[Path]) -> None:
+    """Refuse cells whose images are gone or damaged, once their manifests are out of the way of drawing them again."""
+    lost = []
+    for folder in folders:
+        try:
+            for split in SPLITS:
+                load_array(folder / f"{split}.npy")
+        except UserError:
+            (folder / "sample.json").unlink(missing_ok=True)
+            lost.append(folder)
+    if lost:
+        more = f" and of {len(lost) - 1} more cells" if lost[1:] else ""
+        raise UserError(
+            f"the images of {lost[0]}{more} are gone or damaged (sampling.keep_images: false removes them once they "
+            "are scored): run `snakemake --forcerun generate` to draw them again"
+        )

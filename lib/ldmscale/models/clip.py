@@ -137,9 +137,7 @@ class VisionEmbeddings(nn.Module):
         patches = images.reshape(batch, side, patch, side, patch, 3).transpose(0, 1, 3, 2, 4, 5)
         patches = patches.reshape(batch, side * side, patch * patch * 3)
         # One row per (row, column, colour) of a patch: the flattened kernel of the published patch convolution.
-        tokens = Dense(
-            width, use_bias=False, init=nn.initializers.normal(0.02), name="patch_embedding"
-        )(patches)
+        tokens = Dense(width, use_bias=False, init=nn.initializers.normal(0.02), name="patch_embedding")(patches)
         class_token = self.param("class_embedding", nn.initializers.normal(width**-0.5), (width,))
         tokens = jnp.concatenate([jnp.broadcast_to(class_token, (batch, 1, width)), tokens], axis=1)
         return tokens + Table(side * side + 1, width, 0.02, name="position_embedding")()

@@ -50,7 +50,9 @@ def load_tree(path: str | Path, like: Any) -> tuple[Any, dict[str, Any]]:
     leaves = []
     for name, want in _named(like):
         if stored[name].shape != tuple(want.shape):
-            raise UserError(f"{path}: tensor '{name}' has shape {stored[name].shape}, the network needs {tuple(want.shape)}")
+            raise UserError(
+                f"{path}: tensor '{name}' has shape {stored[name].shape}, the network needs {tuple(want.shape)}"
+            )
         if stored[name].dtype != want.dtype:
             raise UserError(f"{path}: tensor '{name}' is {stored[name].dtype}, the network needs {want.dtype}")
         if np.issubdtype(stored[name].dtype, np.floating) and not np.isfinite(stored[name]).all():

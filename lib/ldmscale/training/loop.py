@@ -42,7 +42,7 @@ class Task(Protocol):
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """AdamW with linear warm-up, then constant or (``decay``) cosine to zero at ``steps``; gradients clipped to norm 1."""
+    """AdamW: linear warm-up, then constant or (``decay``) cosine to zero at ``steps``; gradients clipped to norm 1."""
 
     steps: int
     learning_rate: float
@@ -80,7 +80,7 @@ def ema_decay(decay: float, step: jax.Array) -> jax.Array:
 
 
 def build_step(task: Task, config: TrainConfig) -> Callable[[TrainState, Batch], tuple[TrainState, jax.Array]]:
-    """The compiled ``(state, batch) -> (state, loss)``; its random key is fold_in(seed, step), so steps are replayable."""
+    """The compiled ``(state, batch) -> (state, loss)``; its key is fold_in(seed, step), so steps are replayable."""
     optimizer = config.optimizer()
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, jax.Array]:
@@ -146,8 +146,8 @@ def train(
             if not np.isfinite(values).all():
                 bad = done - len(values) + int(np.argmin(np.isfinite(values))) + 1
                 raise UserError(
-                    f"the loss was {values[~np.isfinite(values)][0]} at step {bad}: lower learning_rate or lengthen warmup "
-                    f"(the last good state in {folder} is kept)"
+                    f"the loss was {values[~np.isfinite(values)][0]} at step {bad}: lower learning_rate or "
+                    f"lengthen warmup (the last good state in {folder} is kept)"
                 )
             _log(folder / "loss.jsonl", {"step": done, "loss": float(values.mean())})
             if done % log_every == 0:

@@ -1,0 +1,184 @@
+"""Bad input ends a run with a sentence that names it, before or in the job that reads it; never with a traceback."""
+
+import json
+
+import numpy as np
+import pytest
+from folders import RESULTS
+from PIL import Image
+from safetensors.numpy import load_file, save_file
+
+from ldmscale.errors import UserError
+from ldmscale.models.autoencoder import AutoencoderConfig
+from ldmscale.provenance import read_json
+from ldmscale.training.encoders import check_weights
+
+# ---------------------------------------------------------------- the config, before any job starts
+
+CONFIGS = [
+    ("sampel: 1\n", ["config: unknown key 'sampel' at the top level"]),
+    ("pretrain: {learning_rate: 1e-4}\n", ["config: pretrain.learning_rate is '1e-4'", "1.0e-4"]),
+    ("experiments: {grid: {cfg: []}}\n", ["config: experiments.grid.cfg must not be empty"]),
+    (
+        "models: [{name: f4, filters: 4}, {name: f4, filters: 8}, {name: f8, filters: 9}]\n",
+        [
+            "config: models: the name 'f4' is used 2 times",
+            "config: models: 'f8' has filters 9, which unet.norm_groups 2",
+        ],
+    ),
+]
+
+
+@pytest.mark.parametrize(("overlay", "said"), CONFIGS, ids=[text.strip()[:40] for text, _ in CONFIGS])
+def test_a_bad_config_is_refused_before_any_job_starts(folder, overlay, said):
+    answer = folder.refused("-n", overlay=overlay)
+    assert all(sentence in answer for sentence in said), answer
+    assert "Job stats" not in answer
+    assert not (folder / "results").exists()
+
+
+# ---------------------------------------------------------------- images and captions
+
+
+def coco(folder, count=20, text=None, **changes):
+    """A small data set and the overlay that points at it; ``text`` replaces its annotations."""
+    pictures = folder / "photos"
+    pictures.mkdir()
+    for i in range(count):
+        Image.new("RGB", (20 + i, 17), (12 * i, 80, 200)).save(pictures / f"{i}.png")
+    images = [{"id": i, "file_name": f"{i}.png"} for i in range(count)]
+    captions = [{"id": i, "image_id": i, "caption": f"picture {i}"} for i in range(count)]
+    (folder / "captions.json").write_text(text or json.dumps({"images": images, "annotations": captions}))
+    source = {"source": "coco", "annotations": "captions.json", "images": "photos", "fit": "crop", "split_by": None}
+    counts = {"train": None, "tuning": 3, "heldout": 4}
+    return {"data": {"train": {**source, "on_error": "refuse", **changes}, "counts": counts}}
+
+
+DATA = RESULTS / "data" / "data.json"
+
+
+def test_captions_that_are_not_json(folder):
+    answer = folder.refused(DATA, overlay=coco(folder, text='{"images": [{"id": 1, "file'))
+    assert "error: captions.json" in answer and "JSON" in answer
+    assert not (folder / DATA).exists()
+
+
+def test_captions_that_are_not_there(folder):
+    overlay = coco(folder)
+    (folder / "captions.json").unlink()
+    assert "error: captions.json" in folder.refused(DATA, overlay=overlay)
+
+
+@pytest.fixture
+def faulty(folder):
+    """Four of twenty images cannot be used."""
+    overlay = coco(folder)
+    (folder / "photos" / "3.png").unlink()
+    whole = (folder / "photos" / "5.png").read_bytes()
+    (folder / "photos" / "5.png").write_bytes(whole[: len(whole) // 2])
+    (folder / "photos" / "7.png").write_bytes(b"no image at all")
+    annotations = json.loads((folder / "captions.json").read_text())
+    annotations["images"][9]["file_name"] = "../captions.json"
+    (folder / "captions.json").write_text(json.dumps(annotations))
+    return folder, overlay
+
+
+def test_images_that_cannot_be_used_are_refused_by_name(faulty):
+    folder, overlay = faulty
+    answer = folder.refused(DATA, overlay=overlay)
+    for name in ("3.png", "5.png", "7.png", "../captions.json"):
+        assert name in answer
+    assert not (folder / DATA).exists()
+
+
+def test_images_that_cannot_be_used_are_skipped_and_counted_where_the_config_says_so(faulty):
+    folder, overlay = faulty
+    overlay["data"]["train"]["on_error"] = "skip"
+    folder.run(DATA, overlay=overlay)
+    manifest = read_json(folder / DATA)
+    assert manifest["counts"] == {"train": 9, "tuning": 3, "heldout": 4}
+    (sentence,) = manifest["skipped"]
+    assert "4" in sentence and "3.png" in sentence
+
+
+def test_more_images_asked_for_than_there_are(folder):
+    overlay = coco(folder)
+    overlay["data"]["counts"]["train"] = 100
+    answer = folder.refused(DATA, overlay=overlay)
+    assert "100 train examples were asked for, the data has 13" in answer
+
+
+# ---------------------------------------------------------------- weights
+
+NET = AutoencoderConfig(8, (1, 1), 1, 4, norm_groups=4, mid_attention=False)  # the smoke study's
+
+
+def remove(tensors, name):
+    del tensors[name]
+
+
+def reshape(tensors, name):
+    tensors[name] = tensors[name].reshape(-1)
+
+
+def spoil(tensors, name):
+    tensors[name].flat[0] = np.nan
+
+
+def add(tensors, name):
+    tensors["another.kernel"] = np.zeros(3, np.float32)
+
+
+FAULTS = [(remove, "lacks tensor"), (reshape, "has shape"), (spoil, "not finite"), (add, "has the unknown tensor")]
+
+
+@pytest.fixture
+def weights(study, tmp_path):
+    """The study's autoencoder, as a file to give to another; changed by ``fault``, and the tensor's name."""
+
+    def make(fault=None):
+        tensors = load_file(study / read_json(study / RESULTS / "encoders" / "autoencoder.json")["weights"])
+        name = max(tensors, key=lambda n: tensors[n].ndim)
+        if fault:
+            fault(tensors, name)
+        save_file(tensors, tmp_path / "weights.safetensors")
+        return tmp_path / "weights.safetensors", "another.kernel" if fault is add else name
+
+    return make
+
+
+@pytest.mark.parametrize(("fault", "said"), FAULTS, ids=[said for _, said in FAULTS])
+def test_a_weights_file_that_does_not_fit_is_refused_naming_the_tensor(weights, fault, said):
+    path, name = weights(fault)
+    with pytest.raises(UserError) as caught:
+        check_weights(str(path), NET)
+    assert f"'{name}'" in str(caught.value) and said in str(caught.value) and str(path) in str(caught.value)
+
+
+AUTOENCODER = RESULTS / "encoders" / "autoencoder.json"
+
+
+def test_given_weights_are_checked_by_the_workflow_and_used_instead_of_training(weights, folder):
+    path, name = weights(reshape)
+    overlay = {"autoencoder": {"weights": str(path)}}
+    answer = folder.refused(AUTOENCODER, overlay=overlay)
+    assert f"error: {path}: tensor '{name}' has shape" in answer
+    assert not (folder / AUTOENCODER).exists()
+
+    weights()  # the same file, mended: its bytes are what counts
+    folder.run(AUTOENCODER, overlay=overlay)
+    assert read_json(folder / AUTOENCODER)["weights"] == str(path)
+    assert not (folder / AUTOENCODER.with_suffix("")).exists()
+
+
+def test_weights_that_are_not_there(folder):
+    answer = folder.refused(AUTOENCODER, overlay={"autoencoder": {"weights": "filled/in/later.safetensors"}})
+    assert "error: filled/in/later.safetensors is missing" in answer
+
+
+def test_inception_weights_that_are_none(copy):
+    (copy / "inception-2015-12-05.pt").write_bytes(b"not a network")
+    answer = copy.refused(
+        RESULTS / "reference" / "reference.json", overlay={"metrics": {"inception": "inception-2015-12-05.pt"}}
+    )
+    assert "error: inception-2015-12-05.pt" in answer

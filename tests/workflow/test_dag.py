@@ -1,0 +1,156 @@
+"""Which jobs run: of a fresh study, a finished one, and one whose config was edited."""
+
+from collections import Counter
+
+import pytest
+from helpers import merged, own
+
+from ldmscale.cells.plan import Plan
+from ldmscale.config.study import Study
+from ldmscale.provenance import read_json
+
+CELLS = "results/smoke/cells"
+FIGURES = 12  # of the smoke study
+ALWAYS = {"figure": FIGURES, "table1": 1, "summary": 1, "pages": 1, "report": 1, "all": 1}
+FRESH = Counter(
+    {"config": 1, "data": 1, "tokenizer": 1, "autoencoder": 1, "clip": 1, "latents": 1, "prompts": 1, "reference": 1}
+    | {"pretrain": 2, "generate": 8, "score": 2, "gather": 1}
+    | ALWAYS
+)
+FINAL = "task=t2i/model={}/weights=pretrain-40/sampler={}"
+NOTHING = "Nothing to be done"
+
+
+def working(done, *verbs):
+    """The messages of a dry run that begin with one of ``verbs``."""
+    return {message for message in done.messages if message.startswith(verbs)}
+
+
+# ---------------------------------------------------------------- from nothing
+
+
+def test_a_fresh_study_runs_every_stage(folder):
+    done = folder.dry()
+    assert done.jobs == FRESH
+    assert working(done, "pretrain") == {"pretrain f4", "pretrain f8"}
+    expected = {f"generate {FINAL.format(m, s)}" for m in ("f4", "f8") for s in ("ddim", "ddpm", "dpmpp2m")}
+    expected |= {f"generate task=t2i/model={m}/weights=pretrain-20/sampler=ddim" for m in ("f4", "f8")}
+    assert working(done, "generate") == expected
+    assert working(done, "score") == {"score task=t2i/model=f4", "score task=t2i/model=f8"}
+
+
+@pytest.mark.parametrize(("level", "jobs"), [("model", 2), ("cfg", None)])
+def test_the_size_of_generation_jobs_is_the_configs_choice(folder, level, jobs):
+    done = folder.dry(overlay={"sampling": {"cells_per_job": level}})
+    assert done.jobs["generate"] == (jobs or len(Plan(Study(merged("smoke.yaml"))).cells))
+
+
+def test_one_model_can_be_asked_for(folder):
+    done = folder.dry("results/smoke/models/f4/pretrain.json")
+    assert done.jobs == {"data": 1, "tokenizer": 1, "autoencoder": 1, "clip": 1, "latents": 1, "pretrain": 1}
+
+
+def test_the_embedded_study_is_the_default(folder):
+    done = folder.dry(config=None)
+    config = merged()
+    assert done.jobs["pretrain"] == len(config["models"]) >= 4
+    assert done.jobs["figure"] == 14
+    assert "results/embedded/report.html" in done.said
+
+
+# ---------------------------------------------------------------- a finished study, edited
+
+
+def test_a_finished_study_has_nothing_to_do(study):
+    assert NOTHING in study.dry().said
+    assert study.dry().jobs == {}
+
+
+def test_another_guidance_weight_runs_its_own_jobs_alone(study):
+    done = study.dry(overlay={"experiments": {"grid": {"cfg": [1.0, 4.0, 6.0]}}})
+    assert done.jobs == Counter({"config": 1, "generate": 2, "score": 2, "gather": 1} | ALWAYS)
+    assert working(done, "generate") == {f"generate {FINAL.format(m, 'ddim')}" for m in ("f4", "f8")}
+
+
+def test_a_figures_resolution_redraws_figures_alone(study):
+    done = study.dry(overlay={"dpi": 61})
+    assert done.jobs == {"config": 1, "figure": FIGURES, "report": 1, "all": 1}
+
+
+def test_a_figures_prompt_redraws_that_figure_alone(study):
+    done = study.dry("figures", overlay={"figures": {"fig14": {"prompts": [1]}}})
+    assert done.jobs == {"figure": 1, "figures": 1}
+    assert working(done, "draw") == {"draw fig14"}
+
+
+def test_one_models_learning_rate_runs_its_chain_alone(study):
+    done = study.dry(overlay=own("f4", learning_rate=2.0e-3))
+    assert done.jobs == Counter({"config": 1, "pretrain": 1, "generate": 4, "score": 1, "gather": 1} | ALWAYS)
+    assert working(done, "pretrain") == {"pretrain f4"}
+    assert all("model=f4" in message for message in working(done, "generate", "score"))
+
+
+def test_a_longer_run_trains_on_and_draws_the_new_checkpoints_cells(study):
+    done = study.dry("cells", overlay={"pretrain": {"steps": 60, "checkpoints": [20, 40, 60]}})
+    assert done.jobs["pretrain"] == 2
+    assert any("weights=pretrain-60" in message for message in working(done, "generate"))
+
+
+def test_a_new_seed_runs_everything(study):
+    assert study.dry(overlay={"seed": 1}).jobs == FRESH
+
+
+def test_keys_in_another_order_run_nothing(study):
+    spec = merged("smoke.yaml")["pretrain"]
+    overlay = {"pretrain": dict(reversed(spec.items())), "metrics": {"replicates": 50}}
+    assert NOTHING in study.dry("models", "cells", "figures", overlay=overlay).said
+
+
+# ---------------------------------------------------------------- one cell
+
+
+def test_a_planned_cell_is_a_target(folder, study):
+    cell = f"{FINAL.format('f4', 'ddim')}/steps=4/cfg=4"
+    done = folder.dry(f"{CELLS}/{cell}/scores.json")
+    assert done.jobs["pretrain"] == done.jobs["generate"] == done.jobs["score"] == 1
+    assert working(done, "pretrain", "generate", "score") == {"pretrain f4", f"generate {cell}", f"score {cell}"}
+    # Its sampler's job has drawn it already, under another name: what is left is to say so.
+    done = study.dry(f"{CELLS}/{cell}/scores.json")
+    assert done.jobs == {"generate": 1, "score": 1}
+
+
+@pytest.mark.parametrize(
+    ("target", "said"),
+    [
+        (f"{FINAL.format('f99', 'ddim')}/steps=4/cfg=4/scores.json", "model 'f99' is not in this study (f4, f8)"),
+        (f"{FINAL.format('f4', 'ddim')}/steps=4/cfg=4.0/generated.json", "is not how that cell is written"),
+    ],
+)
+def test_a_cell_that_cannot_be_is_refused_in_a_sentence(folder, target, said):
+    assert said in folder.refused("-n", f"{CELLS}/{target}")
+
+
+# ---------------------------------------------------------------- run for real
+
+
+def test_adding_a_guidance_weight_computes_only_the_new_cells(copy):
+    manifests = ("cells/**/sample.json", "cells/**/score.json", "cells/**/*.npy", "models/**/*.safetensors")
+    before = [copy.mtimes(pattern) for pattern in manifests]
+    overlay = {"experiments": {"grid": {"cfg": [1.0, 4.0, 6.0]}}}
+    copy.run("results/smoke/scores.parquet", overlay=overlay)
+    after = [copy.mtimes(pattern) for pattern in manifests]
+    for old, new in zip(before, after, strict=True):
+        assert old and {name: new[name] for name in old} == old
+    new = {name for name in after[0] if name not in before[0]}
+    assert new == {
+        f"{CELLS}/{FINAL.format(m, 'ddim')}/steps={s}/cfg=6/sample.json" for m in ("f4", "f8") for s in (2, 4)
+    }
+
+
+def test_a_cell_outside_the_plan_is_made_and_scored_and_changes_nothing_else(copy):
+    cell = "task=t2i/model=f4/weights=pretrain-20/sampler=ddpm/steps=3/cfg=2.5"
+    copy.run(f"{CELLS}/{cell}/scores.json")
+    scores = read_json(copy / CELLS / cell / "scores.json")
+    assert [(row["cell"], row["split"]) for row in scores["rows"]] == [(cell, "tuning"), (cell, "heldout")]
+    assert (copy / CELLS / cell / "heldout.npy").exists()
+    assert NOTHING in copy.dry().said

@@ -1,0 +1,137 @@
+"""`kill -9` at any moment, started again: bit for bit what an uninterrupted run ends with, and no half-written file."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from folders import RESULTS
+from safetensors.numpy import load_file
+
+from ldmscale.provenance import read_json
+
+RUN = Path(__file__).with_name("training_run.py")
+FILES = ("state.safetensors", "step-6.safetensors", "step-12.safetensors", "loss.jsonl")
+
+
+def start(folder, *moment):
+    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    return subprocess.Popen(
+        [sys.executable, RUN, folder, *moment], env=environment, stderr=subprocess.PIPE, text=True
+    )  # fmt: skip
+
+
+def finish(folder, *moment):
+    """Exit status and what was said."""
+    process = start(folder, *moment)
+    said = process.communicate(timeout=1200)[1]
+    return process.returncode, said
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The files of a run that nothing interrupted."""
+    folder = tmp_path_factory.mktemp("whole")
+    status, said = finish(folder)
+    assert status == 0 and "resumed" not in said, said
+    return {name: (folder / name).read_bytes() for name in FILES}
+
+
+def assert_whole(folder):
+    """What stands under a final name can be read, and is of the step that it says."""
+    for path in folder.glob("[!.]*.safetensors"):
+        assert load_file(path), path
+
+
+# In this order, each run going on from what the one before it left: 12 steps, each of them saved, 6 and 12 kept.
+MOMENTS = [
+    ("half:1", None),  # the first state, half-written: nothing to go on from
+    ("batch:3", None),
+    ("before:2", 3),  # a state written and not renamed: the older one stands
+    ("after:step-6.safetensors", 4),  # weights kept, their state not yet
+    ("half:1", 5),  # in the weights of step 6, written again
+    ("before:2", 5),
+    ("batch:9", 5),
+    ("half:6", 9),  # in the last state; step 12 is there
+    (None, 11),
+]
+
+
+def test_killed_at_every_kind_of_moment_in_one_run(tmp_path, whole):
+    for moment, resumed in MOMENTS:
+        status, said = finish(tmp_path, *filter(None, [moment]))
+        assert status == (-signal.SIGKILL if moment else 0), (moment, said)
+        assert (f"resumed at step {resumed} of 12" in said) if resumed else "resumed" not in said, (moment, said)
+        assert_whole(tmp_path)
+    assert {name: (tmp_path / name).read_bytes() for name in FILES} == whole
+    assert sorted(os.listdir(tmp_path)) == sorted(FILES)  # and what was half-written is gone
+
+
+def test_killed_from_outside_at_no_chosen_moment(tmp_path, whole):
+    process = start(tmp_path)
+    losses = tmp_path / "loss.jsonl"
+    while process.poll() is None and not (losses.exists() and losses.read_text().count("\n") >= 2):
+        time.sleep(0.001)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL, "it ended before it could be killed"
+    assert not (tmp_path / "step-12.safetensors").exists()
+    assert_whole(tmp_path)
+    status, said = finish(tmp_path)
+    assert status == 0 and "resumed at step" in said, said
+    assert {name: (tmp_path / name).read_bytes() for name in FILES} == whole
+
+
+# ---------------------------------------------------------------- through Snakemake
+
+MODEL = RESULTS / "models" / "f4"
+
+
+def interrupt(folder, whom):
+    """Start training f4, and kill ``whom`` (``job`` or ``everything``) once a state is there."""
+    process = subprocess.Popen(
+        folder.command(MODEL / "pretrain.json"), cwd=folder.path, env=folder.environment(),
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+    )  # fmt: skip
+    state = folder / MODEL / "pretrain" / "state.safetensors"
+    before = state.stat().st_mtime_ns if state.exists() else None
+    while process.poll() is None and (not state.exists() or state.stat().st_mtime_ns == before):
+        time.sleep(0.001)
+    if whom == "everything":
+        os.killpg(process.pid, signal.SIGKILL)
+    else:
+        children = psutil.Process(process.pid).children(recursive=True)
+        (job,) = [p for p in children if any(part.endswith("pretrain.py") for part in p.cmdline()[1:2])]
+        job.kill()
+    said = process.communicate(timeout=1200)[0]
+    assert process.returncode != 0, said
+    assert not (folder / MODEL / "pretrain.json").exists()
+    assert not (folder / MODEL / "pretrain" / "step-40.safetensors").exists(), "it was too quick to be killed"
+    assert_whole(folder / MODEL / "pretrain")
+    return said
+
+
+def test_a_killed_training_job_goes_on_under_snakemake(copy):
+    """The job alone is killed, then Snakemake with everything below it; the run that follows ends as if nothing was."""
+    kept = {path.name: path.read_bytes() for path in (copy / MODEL / "pretrain").glob("step-*")}
+    manifest = read_json(copy / MODEL / "pretrain.json")
+    assert len(kept) == 2
+    for path in [*(copy / MODEL / "pretrain").iterdir(), copy / MODEL / "pretrain.json"]:
+        path.unlink()
+
+    interrupt(copy, "job")
+    interrupt(copy, "everything")
+    # Snakemake's lock outlives it, and it says what to do.
+    assert "--unlock" in copy.refused(MODEL / "pretrain.json")
+    copy.run("--unlock")
+    copy.run(MODEL / "pretrain.json")
+
+    assert "resumed at step" in (copy / RESULTS / "logs" / "pretrain" / "f4.log").read_text()
+    assert {path.name: path.read_bytes() for path in (copy / MODEL / "pretrain").glob("step-*")} == kept
+    assert read_json(copy / MODEL / "pretrain.json") == manifest
+    records = [json.loads(line)["step"] for line in (copy / MODEL / "pretrain" / "loss.jsonl").read_text().splitlines()]
+    assert records == sorted(set(records)) and records[-1] == 40
