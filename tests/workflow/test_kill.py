@@ -54,10 +54,8 @@ MOMENTS = [
     ("batch:3", None),
     ("before:2", 3),  # a state written and not renamed: the older one stands
     ("after:step-6.safetensors", 4),  # weights kept, their state not yet
-    ("half:1", 5),  # in the weights of step 6, written again
-    ("before:2", 5),
     ("batch:9", 5),
-    ("half:6", 9),  # in the last state; step 12 is there
+    ("half:4", 9),  # in the last state; step 12 is there
     (None, 11),
 ]
 

@@ -1,4 +1,4 @@
-"""CLIP's task: the symmetric contrastive loss over a batch of image-caption pairs (Radford et al., 2103.00020)."""
+"""CLIP's task: the symmetric contrastive loss over a batch of image-caption pairs (arXiv 2103.00020)."""
 
 from __future__ import annotations
 
