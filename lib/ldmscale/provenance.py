@@ -24,7 +24,7 @@ VERSIONS = {
     "data": 1,
     "tokenizer": 1,
     "autoencoder": 1,
-    "clip": 1,
+    "clip": 2,
     "latents": 1,
     "prompts": 1,
     "reference": 1,

@@ -149,6 +149,12 @@ def test_the_configs_of_the_repository_are_good(overlay):
     check(merged(overlay), SCHEMA)
 
 
+@pytest.mark.parametrize("overlay", [None, *sorted(p.name for p in (REPO / "configs").glob("*.yaml"))])
+def test_every_study_diffuses_as_stable_diffusion_does(overlay):
+    diffusion = merged(*filter(None, [overlay]))["diffusion"]
+    assert diffusion == {"steps": 1000, "kind": "scaled_linear", "beta_start": 8.5e-4, "beta_end": 0.012}
+
+
 def test_numbers_may_be_written_in_any_way_that_yaml_reads_as_a_number(smoke):
     smoke["pretrain"]["learning_rate"] = 1  # an integer is a number
     smoke["experiments"]["grid"]["cfg"] = [2, 4.5, 1.0e6]

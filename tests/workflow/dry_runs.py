@@ -41,7 +41,7 @@ def dry_run(clone, *arguments):
     environment["XDG_CONFIG_HOME"] = str(clone / "nobody")  # profiles of the user who runs the tests
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     command = [sys.executable, "-m", "snakemake", *arguments]
-    done = subprocess.run(command, cwd=clone, env=environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, cwd=clone, env=environment, capture_output=True, text=True, timeout=900)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert done.returncode == 0, done.stdout + done.stderr
     seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime

@@ -5,9 +5,11 @@ import json
 import numpy as np
 import pytest
 from folders import RESULTS
+from helpers import merged
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 
+from ldmscale.config.study import Study
 from ldmscale.errors import UserError
 from ldmscale.models.autoencoder import AutoencoderConfig
 from ldmscale.provenance import read_json
@@ -110,7 +112,7 @@ def test_more_images_asked_for_than_there_are(folder):
 
 # ---------------------------------------------------------------- weights
 
-NET = AutoencoderConfig(8, (1, 1), 1, 4, norm_groups=4, mid_attention=False)  # the smoke study's
+NET = AutoencoderConfig(**Study(merged("smoke.yaml")).autoencoder_params())
 
 
 def remove(tensors, name):

@@ -49,7 +49,7 @@ class CLIPTask:
 
     def loss(self, params: Any, batch: Batch, key: jax.Array) -> jax.Array:
         image, text, scale = self.net.apply({"params": params}, to_unit(batch["images"]), batch["tokens"])
-        logits = jnp.minimum(jnp.exp(scale), MAX_LOGIT_SCALE) * image @ text.T
+        logits = jnp.minimum(scale, MAX_LOGIT_SCALE) * image @ text.T
         # Pairs that share a caption are all right answers, not one right and the rest wrong.
         same = (batch["tokens"][:, None] == batch["tokens"][None]).all(-1).astype(jnp.float32)
         target = same / same.sum(-1, keepdims=True)
