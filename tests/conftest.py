@@ -2,9 +2,14 @@
 
 import pytest
 from helpers import merged
+from hypothesis import settings
 
 import ldmscale  # noqa: F401  before JAX: it sets the compiler's flags
 from ldmscale.runtime import use_compile_cache
+
+# How long an example takes says more about what else the machine does than about the code.
+settings.register_profile("no deadline", deadline=None)
+settings.load_profile("no deadline")
 
 
 @pytest.fixture

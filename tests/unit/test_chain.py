@@ -9,6 +9,7 @@ from ldmscale import provenance
 from ldmscale.cells.chain import Chain
 from ldmscale.cells.plan import Plan
 from ldmscale.config.study import Study
+from ldmscale.errors import UserError
 
 ONCE = ("data", "tokenizer", "autoencoder", "clip", "latents", "prompts", "reference")
 EACH = ("pretrain", "cells", "score")
@@ -153,6 +154,14 @@ def test_a_cell_that_is_scored_is_not_the_one_that_was_drawn_for_its_picture():
     before = chain()
     cell = next(c for c in before.plan.experiments["same_cost"] if not before.plan.is_scored(c))
     assert before.cell(cell)["digest"] != chain({"experiments": {"same_cost": {"scored": True}}}).cell(cell)["digest"]
+
+
+def test_a_cell_that_is_only_a_picture_has_no_score_to_ask_for():
+    of = chain()
+    cell = next(c for c in of.plan.cells if not of.plan.is_scored(c))
+    with pytest.raises(UserError, match="is not scored") as caught:
+        of.score(cell.path)
+    assert cell.path in str(caught.value)
 
 
 def test_a_file_that_the_config_names_counts_by_its_bytes(tmp_path):

@@ -286,6 +286,15 @@ def test_images_without_a_manifest_are_not_a_cell(tmp_path):
     assert run(tmp_path, specs()) == [CELLS[2], CELLS[4]]
 
 
+def test_latents_that_are_not_finite_are_no_pictures(tmp_path):
+    drawing = Drawing()
+    drawing.latents = lambda *arguments: np.full((9, 2, 2, 1), np.nan)
+    with pytest.raises(UserError, match="not finite") as caught:
+        run(tmp_path, specs(), drawing)
+    assert CELLS[0].path in str(caught.value)
+    assert not list(tmp_path.rglob("*.npy"))
+
+
 def test_a_path_that_is_no_cell_is_refused(tmp_path):
     with pytest.raises(UserError, match="is not a cell"):
         run(tmp_path, [{"path": "task=t2i/model=f4", "scored": True, "spacing": "leading", "digest": "d"}])

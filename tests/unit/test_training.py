@@ -256,7 +256,8 @@ def test_a_checkpoint_added_in_the_middle_is_made(tmp_path, whole):
 
 
 def test_half_written_files_of_a_killed_run_go(tmp_path, whole):
-    (tmp_path / ".state-abcdefgh.safetensors").write_bytes(b"half")
+    for name in ("state", "step-10"):
+        (tmp_path / f".{name}-abcdefgh.safetensors").write_bytes(b"half")
     (tmp_path / "loss.jsonl").write_text('{"step": 4, "loss": 1.0}\n{"step": 8, "lo')
     kept, _ = run(tmp_path, (10, 20, 40))
     assert kept == whole[0]

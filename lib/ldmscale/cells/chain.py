@@ -13,6 +13,7 @@ from typing import Any
 from ldmscale.cells.cell import Cell
 from ldmscale.cells.plan import Plan
 from ldmscale.config.study import Study
+from ldmscale.errors import UserError
 from ldmscale.provenance import digest, file_digest
 
 
@@ -122,6 +123,8 @@ class Chain:
     def score(self, prefix: str) -> dict[str, Any]:
         """Params of the scoring job ``prefix``."""
         made = [self.cell(cell) for cell in self.plan.under(prefix) if self.plan.is_scored(cell)]
+        if not made:
+            raise UserError(f"'{prefix}' is not scored: every experiment that has it says `scored: false`")
         common = {"features": self._features(), "replicates": self.config["metrics"]["replicates"],
                   "seed": self.study.seed, "clip": self.study.clip_params(),
                   "inputs": {name: self[name]["digest"] for name in ("clip", "prompts", "reference")}}  # fmt: skip

@@ -14,6 +14,7 @@ from ldmscale.data.encoded import Prompts, save_array
 from ldmscale.diffusion.samplers import step_table
 from ldmscale.diffusion.sampling import build_sampler, device_table
 from ldmscale.diffusion.schedule import Schedule
+from ldmscale.errors import UserError
 from ldmscale.generation.encode import Encoders
 from ldmscale.models.unet import UNet, UNetConfig
 from ldmscale.provenance import is_current, write_manifest
@@ -62,7 +63,7 @@ def generate(cells: list[dict[str, Any]], folder: Path, generator: Generator, pr
     """Draw each of ``cells`` (see ``Chain.cell``) into its own folder, skipping those that are there already.
 
     A cell's folder holds ``gallery.npy``, for a scored cell ``tuning.npy`` and ``heldout.npy`` (uint8 [N,S,S,3]), and,
-    written last, ``sample.json`` with the cell's digest.
+    written last, ``sample.json`` with the cell's digest. Raises UserError if what is sampled is not finite.
     """
     for number, spec in enumerate(cells, 1):
         cell, target = Cell.parse(spec["path"]), folder / spec["path"]
@@ -71,6 +72,9 @@ def generate(cells: list[dict[str, Any]], folder: Path, generator: Generator, pr
         (target / "sample.json").unlink(missing_ok=True)
         states, numbers, splits = prompts.drawn(spec["scored"])
         z = generator.latents(weights(cell), cell, spec["spacing"], states, prompts.null, numbers)
+        if not np.isfinite(z).all():
+            # As pixels they would be black, and scored as if they had been drawn.
+            raise UserError(f"{spec['path']}: latents are not finite: its weights, or the latents' scale, are broken")
         images = generator.encoders.decode(ae_params, z / scale)
         for split in dict.fromkeys(splits):
             save_array(target / f"{split}.npy", images[[s == split for s in splits]])

@@ -114,7 +114,7 @@ def train(
     """
     folder, keep = Path(folder), sorted(keep)
     folder.mkdir(parents=True, exist_ok=True)
-    for left in folder.glob(".*"):
+    for left in folder.glob(".*-*.safetensors"):
         left.unlink()  # what a killed run was writing
     kept = {step: folder / f"step-{step}.safetensors" for step in keep}
 
