@@ -78,7 +78,8 @@ def assert_refused(folder, named, *targets, overlay):
     assert re.search(rf"error: .*{re.escape(named)}", said), said
     assert NOTHING not in said
     after = {name: path.stat().st_mtime_ns for name in DRAWN if (path := folder / name).exists()}
-    assert after == before  # nothing was drawn from half of the new and half of the old
+    # Nothing was drawn from half of the new and half of the old; of a job that failed, Snakemake removes the output.
+    assert after.items() <= before.items()
 
 
 def test_a_failing_pretraining_job_after_an_edit(few):

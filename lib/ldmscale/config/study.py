@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -21,6 +22,10 @@ class Study:
     """A checked config (see :mod:`ldmscale.config.check`) and what follows from it by arithmetic."""
 
     config: dict[str, Any]
+
+    def __post_init__(self):
+        # Snakemake compares params as text: the order of a mapping's keys must not look like a change.
+        object.__setattr__(self, "config", json.loads(json.dumps(self.config, sort_keys=True)))
 
     @property
     def name(self) -> str:
