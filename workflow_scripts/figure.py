@@ -7,7 +7,7 @@ from ldmscale.figures import FIGURES
 from ldmscale.figures.load import figure_data
 from ldmscale.figures.style import save_figure
 from ldmscale.jobs import job
-from ldmscale.metrics.gather import read_scores
+from ldmscale.metrics.scores_file import read_scores
 from ldmscale.provenance import read_manifest
 
 with job(snakemake.log[0], snakemake.threads):

@@ -1,7 +1,8 @@
 """Gather every job's scores into the tidy table."""
 
 from ldmscale.jobs import job
-from ldmscale.metrics.gather import scores_table, write_scores
+from ldmscale.metrics.gather import scores_table
+from ldmscale.metrics.scores_file import write_scores
 from ldmscale.provenance import read_manifest
 
 with job(snakemake.log[0], snakemake.threads):

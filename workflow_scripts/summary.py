@@ -4,7 +4,7 @@ from ldmscale.analysis.findings import evaluate
 from ldmscale.analysis.summary import summary_markdown
 from ldmscale.figures.load import experiments_of, study_info
 from ldmscale.jobs import job
-from ldmscale.metrics.gather import read_scores
+from ldmscale.metrics.scores_file import read_scores
 from ldmscale.provenance import atomic_path
 
 with job(snakemake.log[0], snakemake.threads):

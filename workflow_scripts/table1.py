@@ -3,7 +3,7 @@
 from ldmscale.figures.load import experiments_of, study_info
 from ldmscale.figures.table import table1, write_table
 from ldmscale.jobs import job
-from ldmscale.metrics.gather import read_scores
+from ldmscale.metrics.scores_file import read_scores
 
 with job(snakemake.log[0], snakemake.threads):
     params, output = snakemake.params[0], snakemake.output

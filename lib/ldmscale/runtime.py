@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from importlib.metadata import version
 
 # jaxlib 0.10.2's YNNPACK fusions return wrong sums for some CPU reductions (jax-ml/jax#39103) and run convolution
@@ -22,12 +23,19 @@ def prepare() -> None:
 
 
 def use_compile_cache(folder: str) -> None:
-    """Keep compiled programs in ``folder``, shared by all jobs: one compilation per network, not per process."""
-    import jax
+    """Keep compiled programs in ``folder``, shared by all jobs: one compilation per network, not per process.
 
-    jax.config.update("jax_compilation_cache_dir", os.path.abspath(folder))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    JAX reads the variables when it is imported, so a job that needs no JAX is spared its start.
+    """
+    settings = {
+        "jax_compilation_cache_dir": os.path.abspath(folder),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    os.environ.update({name.upper(): str(value) for name, value in settings.items()})
+    if "jax" in sys.modules:
+        for name, value in settings.items():
+            sys.modules["jax"].config.update(name, value)
 
 
 def use_threads(count: int) -> None:

@@ -13,7 +13,8 @@ from ldmscale.cells.plan import Plan
 from ldmscale.config.study import Study
 from ldmscale.data.encoded import save_array
 from ldmscale.errors import UserError
-from ldmscale.metrics.gather import read_scores, scores_table, write_scores
+from ldmscale.metrics.gather import scores_table
+from ldmscale.metrics.scores_file import read_scores, write_scores
 from ldmscale.metrics.score import SPLITS, Scorer, score
 from ldmscale.models.flops import unet_cost
 from ldmscale.models.unet import UNetConfig

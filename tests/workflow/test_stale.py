@@ -11,7 +11,7 @@ import pytest
 from folders import RESULTS, Folder, chain_of
 from helpers import own
 
-from ldmscale.metrics.gather import read_scores
+from ldmscale.metrics.scores_file import read_scores
 from ldmscale.provenance import read_json, read_manifest, write_json
 
 # A smaller set of cells over the smoke study's models: everything that these tests run again is run for real.

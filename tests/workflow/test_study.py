@@ -11,7 +11,7 @@ from helpers import merged
 from PIL import Image
 
 from ldmscale.cells.cell import Cell
-from ldmscale.metrics.gather import read_scores
+from ldmscale.metrics.scores_file import read_scores
 from ldmscale.provenance import read_json, read_manifest
 
 FIGURES = ("fig01", "fig02", "fig03", "fig07", "fig08", "fig09", "fig10", "fig11", "fig14", "fig15", "fig21", "fig22")

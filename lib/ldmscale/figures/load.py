@@ -12,7 +12,6 @@ from ldmscale.analysis.study import StudyInfo, models_of
 from ldmscale.cells.cell import Cell
 from ldmscale.data.encoded import load_array
 from ldmscale.figures.data import Architecture, FigureData
-from ldmscale.models.unet import UNetConfig
 
 
 def study_info(label: dict[str, Any], scores: pd.DataFrame) -> StudyInfo:
@@ -49,6 +48,12 @@ def figure_data(params: dict[str, Any], scores: pd.DataFrame, cells: Path) -> Fi
     def previews(cell: Cell) -> np.ndarray:
         return load_array(cells / cell.path / "gallery.npy")
 
+    architecture = None
+    if network:
+        from ldmscale.models.unet import UNetConfig  # here, so that the other figures need not start JAX
+
+        network = {**network, "unet": UNetConfig(**network["unet"])}
+        architecture = Architecture(**network, text_encoder="CLIP text tower", decoder="KL decoder")
     return FigureData(
         scores=scores,
         experiments=experiments_of(params),
@@ -57,8 +62,5 @@ def figure_data(params: dict[str, Any], scores: pd.DataFrame, cells: Path) -> Fi
         gallery=params["gallery"],
         study=study_info(params["label"], scores),
         models=models_of(scores),
-        architecture=network
-        and Architecture(
-            **{**network, "unet": UNetConfig(**network["unet"])}, text_encoder="CLIP text tower", decoder="KL decoder"
-        ),
+        architecture=architecture,
     )

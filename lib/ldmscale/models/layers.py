@@ -1,6 +1,7 @@
 """Layers that the U-Net and the autoencoder share: convolution, group norm, attention, resnet block, resampling.
 
-Activations are NHWC float32. Submodule and parameter names follow Hugging Face diffusers with list indices joined by
+Activations are NHWC, float32 or bfloat16: parameters are float32, products run in the type of the activations, and
+norms and softmax in float32. Submodule and parameter names follow Hugging Face diffusers with list indices joined by
 an underscore (``down_blocks.0.resnets.1.norm1.weight`` is ``down_blocks_0/resnets_1/norm1/scale``), so that importing
 published weights is a rename and a transpose.
 """
@@ -87,22 +88,25 @@ class Dense(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        y = x @ self.param("kernel", self.init, (x.shape[-1], self.channels))
+        y = x @ self.param("kernel", self.init, (x.shape[-1], self.channels)).astype(x.dtype)
         if self.use_bias:
-            y = y + spread(self.param("bias", nn.initializers.zeros, (self.channels,)), y.shape)
+            y = y + spread(self.param("bias", nn.initializers.zeros, (self.channels,)).astype(x.dtype), y.shape)
         return y
 
 
 class LayerNorm(nn.Module):
-    """Layer normalisation over the last axis, epsilon 1e-5; ``scale``, ``bias`` [C]."""
+    """Layer normalisation over the last axis; ``scale``, ``bias`` [C]."""
+
+    epsilon: float = LAYER_NORM_EPSILON
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
         bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
+        dtype, x = x.dtype, x.astype(jnp.float32)
         x = x - x.mean(-1, keepdims=True)
-        x = x * jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + LAYER_NORM_EPSILON)
-        return x * spread(scale, x.shape) + spread(bias, x.shape)
+        x = x * jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + self.epsilon)
+        return (x * spread(scale, x.shape) + spread(bias, x.shape)).astype(dtype)
 
 
 class Conv(nn.Module):
@@ -119,8 +123,8 @@ class Conv(nn.Module):
         init = nn.initializers.zeros if self.zero else KERNEL_INIT
         kernel = self.param("kernel", init, (self.size, self.size, x.shape[-1], self.channels))
         bias = self.param("bias", nn.initializers.zeros, (self.channels,))
-        y = conv2d(x, kernel, self.stride, self.padding if self.size > 1 else ZERO_PADDING)
-        return y + spread(bias, y.shape)
+        y = conv2d(x, kernel.astype(x.dtype), self.stride, self.padding if self.size > 1 else ZERO_PADDING)
+        return y + spread(bias.astype(x.dtype), y.shape)
 
 
 class GroupNorm(nn.Module):
@@ -138,6 +142,7 @@ class GroupNorm(nn.Module):
         batch, height, width, channels = x.shape
         scale = self.param("scale", nn.initializers.ones, (channels,))
         bias = self.param("bias", nn.initializers.zeros, (channels,))
+        dtype, x = x.dtype, x.astype(jnp.float32)
 
         def group_mean(sums: jax.Array) -> jax.Array:
             per_group = sums.reshape(batch, self.groups, -1).mean(-1, keepdims=True) / (height * width)
@@ -147,7 +152,7 @@ class GroupNorm(nn.Module):
         square = group_mean(jnp.square(x).sum((1, 2)))
         factor = scale * jax.lax.rsqrt(jnp.maximum(square - mean * mean, 0.0) + self.epsilon)
         shift = bias - mean * factor
-        return x * factor[:, None, None, :] + shift[:, None, None, :]
+        return (x * factor[:, None, None, :] + shift[:, None, None, :]).astype(dtype)
 
 
 def attend(query: jax.Array, key: jax.Array, value: jax.Array, heads: int, mask: jax.Array | None = None) -> jax.Array:
@@ -162,10 +167,10 @@ def attend(query: jax.Array, key: jax.Array, value: jax.Array, heads: int, mask:
     def split(x: jax.Array) -> jax.Array:
         return x.reshape(batch, -1, heads, depth).transpose(0, 2, 1, 3)
 
-    scores = split(query * depth**-0.5) @ split(key).swapaxes(2, 3)
+    scores = jnp.matmul(split(query * depth**-0.5), split(key).swapaxes(2, 3), preferred_element_type=jnp.float32)
     if mask is not None:
         scores = scores + mask
-    out = jax.nn.softmax(scores, axis=-1) @ split(value)
+    out = jax.nn.softmax(scores, axis=-1).astype(value.dtype) @ split(value)
     return out.transpose(0, 2, 1, 3).reshape(batch, length, channels)
 
 

@@ -20,12 +20,16 @@ from ldmscale.models.layers import Attention, Conv, Dense, Downsample, GroupNorm
 NORM_EPSILON = 1e-5
 TRANSFORMER_NORM_EPSILON = 1e-6
 MAX_PERIOD = 10_000
+DTYPES = ("float32", "bfloat16")
 
 
 @dataclass(frozen=True)
 class UNetConfig:
     """Shape of a U-Net: level i has ``filters * channel_mult[i]`` channels, ``blocks_per_level`` resnet blocks on the
     way down and one more on the way up, each followed by a transformer where ``attention_levels[i]``.
+
+    ``heads`` is one number or, as in Stable Diffusion 2, one a level. ``dtype`` is the type of the activations and
+    products, "float32" or "bfloat16"; parameters, norms, softmax and the prediction are float32 either way.
 
     Raises UserError if the lengths disagree or if ``norm_groups`` or ``heads`` cannot divide a level's channels.
     """
@@ -34,34 +38,47 @@ class UNetConfig:
     channel_mult: tuple[int, ...] = (1, 2, 4, 4)
     blocks_per_level: int = 2
     attention_levels: tuple[bool, ...] = (True, True, True, False)
-    heads: int = 8
+    heads: int | tuple[int, ...] = 8
     norm_groups: int = 32
     context_width: int = 1024
     in_channels: int = 4
     out_channels: int = 4
+    dtype: str = "float32"
 
     def __post_init__(self):
+        if not isinstance(self.heads, int):
+            object.__setattr__(self, "heads", tuple(self.heads))
         object.__setattr__(self, "channel_mult", tuple(self.channel_mult))
         object.__setattr__(self, "attention_levels", tuple(self.attention_levels))
-        if len(self.attention_levels) != len(self.channel_mult):
-            raise UserError(
-                f"attention_levels has {len(self.attention_levels)} entries and channel_mult {len(self.channel_mult)}: "
-                "give one of each per level of the U-Net."
-            )
-        for key in ("filters", "blocks_per_level", "heads", "norm_groups", "context_width"):
+        levels = len(self.channel_mult)
+        for key in ("attention_levels", "level_heads"):
+            if len(getattr(self, key)) != levels:
+                raise UserError(
+                    f"{key.removeprefix('level_')} has {len(getattr(self, key))} entries and channel_mult {levels}: "
+                    "give one of each per level of the U-Net."
+                )
+        for key in ("filters", "blocks_per_level", "norm_groups", "context_width"):
             if getattr(self, key) < 1:
                 raise UserError(f"{key} is {getattr(self, key)}: it must be a positive whole number.")
+        if min(self.level_heads) < 1:
+            raise UserError(f"heads is {self.heads}: it must be a positive whole number.")
+        if self.dtype not in DTYPES:
+            raise UserError(f"dtype is '{self.dtype}': it must be {' or '.join(DTYPES)}.")
         # The middle block always attends, so the last level's channels count as an attention's.
         attended = [*self.attention_levels[:-1], True]
-        for channels, has_attention in zip(self.widths, attended, strict=True):
-            for key, divides in (("norm_groups", True), ("heads", has_attention)):
-                divisor = getattr(self, key)
+        for channels, heads, has_attention in zip(self.widths, self.level_heads, attended, strict=True):
+            for key, divisor, divides in (("norm_groups", self.norm_groups, True), ("heads", heads, has_attention)):
                 if divides and channels % divisor:
-                    step = math.lcm(self.norm_groups, self.heads)
+                    step = math.lcm(self.norm_groups, *self.level_heads)
                     raise UserError(
                         f"filters: {self.filters} gives a level of {channels} channels, which {key}: {divisor} does "
                         f"not divide; use a multiple of {step}, for example {step * max(1, round(self.filters / step))}"
                     )
+
+    @property
+    def level_heads(self) -> tuple[int, ...]:
+        """Attention heads of each level, from the full resolution down."""
+        return (self.heads,) * len(self.channel_mult) if isinstance(self.heads, int) else self.heads
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -137,11 +154,19 @@ class Transformer(nn.Module):
 
 
 class _Level(nn.Module):
-    """What the blocks of a level share; ``attention`` says whether a transformer follows each resnet block."""
+    """What the blocks of level ``level`` share."""
 
     config: UNetConfig
-    channels: int
-    attention: bool
+    level: int
+
+    @property
+    def channels(self) -> int:
+        return self.config.widths[self.level]
+
+    @property
+    def attention(self) -> bool:
+        """Whether a transformer follows each resnet block."""
+        return self.config.attention_levels[self.level]
 
     def resnet(self, i: int) -> ResnetBlock:
         return ResnetBlock(
@@ -149,13 +174,12 @@ class _Level(nn.Module):
         )
 
     def transformer(self, i: int) -> Transformer:
-        return Transformer(self.config.heads, self.config.norm_groups, name=f"attentions_{i}", parent=self)
+        heads = self.config.level_heads[self.level]
+        return Transformer(heads, self.config.norm_groups, name=f"attentions_{i}", parent=self)
 
 
 class DownBlock(_Level):
-    """One level on the way down -> (x, skips); ``downsample`` on all but the last level."""
-
-    downsample: bool = True
+    """One level on the way down -> (x, skips); all but the last end in half the resolution."""
 
     @nn.compact
     def __call__(self, x: jax.Array, embedding: jax.Array, context: jax.Array) -> tuple[jax.Array, list[jax.Array]]:
@@ -165,7 +189,7 @@ class DownBlock(_Level):
             if self.attention:
                 x = self.transformer(i)(x, context)
             skips.append(x)
-        if self.downsample:
+        if self.level < len(self.config.widths) - 1:
             x = Downsample(name="downsamplers_0")(x)
             skips.append(x)
         return x, skips
@@ -184,15 +208,13 @@ class MidBlock(_Level):
 class UpBlock(_Level):
     """One level on the way up; takes its skips from the end of ``skips`` and upsamples to the next skip's size."""
 
-    upsample: bool = True
-
     @nn.compact
     def __call__(self, x: jax.Array, skips: list[jax.Array], embedding: jax.Array, context: jax.Array) -> jax.Array:
         for i in range(self.config.blocks_per_level + 1):
             x = self.resnet(i)(jnp.concatenate([x, skips.pop()], axis=-1), embedding)
             if self.attention:
                 x = self.transformer(i)(x, context)
-        if self.upsample:
+        if self.level > 0:
             x = Upsample(name="upsamplers_0")(x, skips[-1].shape[1:3])
         return x
 
@@ -208,23 +230,20 @@ class UNet(nn.Module):
 
     @nn.compact
     def __call__(self, z: jax.Array, t: jax.Array, context: jax.Array) -> jax.Array:
-        config, widths = self.config, self.config.widths
-        last = len(widths) - 1
-        embedding = TimestepEmbedding(4 * widths[0], name="time_embedding")(timestep_features(t, widths[0]))
-        x = Conv(widths[0], name="conv_in")(z)
+        config, dtype = self.config, jnp.dtype(self.config.dtype)
+        first, last = config.widths[0], len(config.widths) - 1
+        z, context, features = (x.astype(dtype) for x in (z, context, timestep_features(t, first)))
+        embedding = TimestepEmbedding(4 * first, name="time_embedding")(features)
+        x = Conv(first, name="conv_in")(z)
         skips = [x]
-        for i, (channels, attention) in enumerate(zip(widths, config.attention_levels, strict=True)):
-            block = DownBlock(config, channels, attention, downsample=i < last, name=f"down_blocks_{i}")
-            x, new_skips = block(x, embedding, context)
+        for level in range(last + 1):
+            x, new_skips = DownBlock(config, level, name=f"down_blocks_{level}")(x, embedding, context)
             skips += new_skips
-        x = MidBlock(config, widths[-1], True, name="mid_block")(x, embedding, context)
+        x = MidBlock(config, last, name="mid_block")(x, embedding, context)
         for i in range(last + 1):
-            level = last - i
-            attention = config.attention_levels[level]
-            block = UpBlock(config, widths[level], attention, upsample=level > 0, name=f"up_blocks_{i}")
-            x = block(x, skips, embedding, context)
+            x = UpBlock(config, last - i, name=f"up_blocks_{i}")(x, skips, embedding, context)
         x = nn.silu(GroupNorm(config.norm_groups, NORM_EPSILON, name="conv_norm_out")(x))
-        return Conv(config.out_channels, zero=True, name="conv_out")(x)
+        return Conv(config.out_channels, zero=True, name="conv_out")(x).astype(jnp.float32)
 
 
 def skeleton(config: UNetConfig, latent_size: int) -> list[dict]:
