@@ -3,7 +3,7 @@
 A job is a prefix of its cells' paths, and so is a target: `snakemake results/<study>/cells/<cell>/scores.json` makes
 one cell, with as much of the path as you like.
 
-IN   models/{model}/pretrain.json, encoders, prompts, reference
+IN   models/{model}/{pretrain,published}.json, encoders, prompts, reference
 OUT  cells/{cells}/generated.json, cells/{cells}/scores.json, scores.parquet
 """
 
@@ -11,9 +11,9 @@ OUT  cells/{cells}/generated.json, cells/{cells}/scores.json, scores.parquet
 rule generate:
     """Sample the images of a job's cells, skipping those that exist."""
     input:
-        pretrain=model_of,
+        model=model_of,
         autoencoder=rules.autoencoder.output[0],
-        latents=rules.latents.output[0],
+        latents=[] if config["autoencoder"]["scale"] else rules.latents.output[0],
         prompts=rules.prompts.output[0],
     output:
         f"{results}/cells/{{cells}}/generated.json",

@@ -16,7 +16,10 @@ os.environ.setdefault("MALLOC_TRIM_THRESHOLD_", str(2**40))
 
 def external(*paths):
     """Files from outside that a rule reads, as inputs where they exist; a script says what is missing otherwise."""
-    return [path for path in paths if path and os.path.exists(path)]
+    there = [path for path in paths if path and os.path.exists(path)]
+    folders = [path for path in there if os.path.isdir(path)]
+    inside = [entry.path for path in folders for entry in os.scandir(path) if entry.is_file()]
+    return [path for path in there if path not in folders] + sorted(inside)
 
 
 def planned(function):
@@ -31,8 +34,12 @@ def planned(function):
     return checked
 
 
+def manifest_of(model):
+    return f"{results}/models/{model}/{'published' if study.models[model].weights else 'pretrain'}.json"
+
+
 def model_of(wildcards):
-    return f"{results}/models/{plan.under(wildcards.cells)[0].model}/pretrain.json"
+    return manifest_of(plan.under(wildcards.cells)[0].model)
 
 
 def shown_cells(wildcards):

@@ -30,9 +30,10 @@ rule data:
 
 
 rule tokenizer:
-    """Train the byte-level BPE tokenizer on the training captions."""
+    """Train the byte-level BPE tokenizer on the training captions, or take the published one that the config names."""
     input:
-        data=rules.data.output[0],
+        data=[] if config["tokenizer"]["files"] else rules.data.output[0],
+        files=external(config["tokenizer"]["files"]),
     output:
         f"{results}/encoders/tokenizer.json",
     log:
@@ -40,6 +41,6 @@ rule tokenizer:
     params:
         stages["tokenizer"],
     message:
-        "train the tokenizer"
+        "read the tokenizer" if config["tokenizer"]["files"] else "train the tokenizer"
     script:
         "../workflow_scripts/tokenizer.py"

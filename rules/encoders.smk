@@ -1,7 +1,7 @@
 """Autoencoder and CLIP, and everything that passes through them once.
 
-IN   data/data.json, encoders/tokenizer.json
-OUT  encoders/{autoencoder,clip}.json, latents/latents.json, prompts/prompts.json, reference/reference.json
+IN   data/data.json, encoders/tokenizer.json, published weights
+OUT  encoders/{autoencoder,clip,text_encoder}.json, latents/latents.json, prompts/prompts.json, reference/reference.json
 """
 
 
@@ -22,7 +22,7 @@ rule autoencoder:
     params:
         stages["autoencoder"],
     message:
-        "train the autoencoder"
+        "check the autoencoder" if config["autoencoder"]["weights"] else "train the autoencoder"
     script:
         "../workflow_scripts/autoencoder.py"
 
@@ -45,9 +45,31 @@ rule clip:
     params:
         stages["clip"],
     message:
-        "train CLIP"
+        "check CLIP" if config["clip"]["weights"] else "train CLIP"
     script:
         "../workflow_scripts/clip.py"
+
+
+if config["text_encoder"]:
+
+    rule text_encoder:
+        """Check the published text encoder that the config names."""
+        input:
+            tokenizer=rules.tokenizer.output[0],
+            weights=external(config["text_encoder"]["weights"]),
+        output:
+            f"{results}/encoders/text_encoder.json",
+        log:
+            f"{results}/logs/text_encoder.log",
+        params:
+            stages["text_encoder"],
+        message:
+            "check the text encoder"
+        script:
+            "../workflow_scripts/text_encoder.py"
+
+
+text_output = (rules.text_encoder if config["text_encoder"] else rules.clip).output[0]
 
 
 rule latents:
@@ -56,7 +78,7 @@ rule latents:
         data=rules.data.output[0],
         tokenizer=rules.tokenizer.output[0],
         autoencoder=rules.autoencoder.output[0],
-        clip=rules.clip.output[0],
+        text=text_output,
     output:
         f"{results}/latents/latents.json",
     log:
@@ -80,6 +102,7 @@ rule prompts:
         data=rules.data.output[0],
         tokenizer=rules.tokenizer.output[0],
         clip=rules.clip.output[0],
+        text=text_output,
     output:
         f"{results}/prompts/prompts.json",
     log:

@@ -1,7 +1,7 @@
-"""The family: one pretraining job a model.
+"""The family: one pretraining job a model, or its published weights checked.
 
-IN   latents/latents.json
-OUT  models/{model}/pretrain.json (manifest), models/{model}/pretrain/step-*.safetensors
+IN   latents/latents.json, published weights
+OUT  models/{model}/pretrain.json (manifest), models/{model}/pretrain/step-*.safetensors; models/{model}/published.json
 """
 
 
@@ -26,7 +26,23 @@ rule pretrain:
         "../workflow_scripts/pretrain.py"
 
 
-rule models:
-    """Every model of the family, trained."""
+rule published:
+    """Check the published weights of a member that is not trained here."""
     input:
-        expand(rules.pretrain.output, model=study.models),
+        lambda wildcards: external(study.models[wildcards.model].weights),
+    output:
+        f"{results}/models/{{model}}/published.json",
+    log:
+        f"{results}/logs/published/{{model}}.log",
+    params:
+        lambda wildcards: stages.published(wildcards.model),
+    message:
+        "check the published weights of {wildcards.model}"
+    script:
+        "../workflow_scripts/published.py"
+
+
+rule models:
+    """Every model of the family, trained or published."""
+    input:
+        [manifest_of(model) for model in study.models],

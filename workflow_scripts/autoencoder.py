@@ -7,7 +7,8 @@ from ldmscale.jobs import job
 from ldmscale.models.autoencoder import AutoencoderConfig
 from ldmscale.provenance import read_manifest, write_manifest
 from ldmscale.tasks.autoencoder import AutoencoderTask
-from ldmscale.training.encoders import check_weights, train_encoder
+from ldmscale.training.encoders import train_encoder
+from ldmscale.training.weights import check_weights
 
 with job(snakemake.log[0], snakemake.threads) as say:
     params, output = snakemake.params[0], Path(snakemake.output[0])

@@ -8,7 +8,8 @@ from ldmscale.jobs import job
 from ldmscale.models.clip import CLIPConfig
 from ldmscale.provenance import read_manifest, write_manifest
 from ldmscale.tasks.clip import CLIPTask, caption_rows
-from ldmscale.training.encoders import check_weights, train_encoder
+from ldmscale.training.encoders import train_encoder
+from ldmscale.training.weights import check_weights
 
 with job(snakemake.log[0], snakemake.threads) as say:
     params, output = snakemake.params[0], Path(snakemake.output[0])
@@ -18,10 +19,10 @@ with job(snakemake.log[0], snakemake.threads) as say:
     else:
         data, tokenizer = Path(snakemake.input.data), Path(snakemake.input.tokenizer)
         read_manifest(data, "data", params["inputs"]["data"])
-        read_manifest(tokenizer, "tokenizer", params["inputs"]["tokenizer"])
+        file = read_manifest(tokenizer, "tokenizer", params["inputs"]["tokenizer"])["file"]
         records = read_split(data.parent, "train")
         texts, first = caption_rows(records.captions)
-        tokens = load_tokenizer(tokenizer.with_name("bpe.json")).encode(texts, config.context_length)
+        tokens = load_tokenizer(file).encode(texts, config.context_length)
         task = CLIPTask(config, records.images, tokens, first, params["train"]["batch"], params["seed"])
         weights = train_encoder(task, params, output.with_suffix(""), say)
     write_manifest(output, "clip", params["digest"], weights=str(weights))

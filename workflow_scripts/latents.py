@@ -10,26 +10,26 @@ from ldmscale.data.tokenizer import load_tokenizer
 from ldmscale.generation.encode import Encoders
 from ldmscale.jobs import job
 from ldmscale.models.autoencoder import AutoencoderConfig
-from ldmscale.models.clip import CLIPConfig
+from ldmscale.models.clip import TextTower
 from ldmscale.provenance import read_manifest, write_manifest
 from ldmscale.tasks.clip import caption_rows
 from ldmscale.training.encoders import load_encoder
 
 with job(snakemake.log[0], snakemake.threads) as say:
     params, inputs = snakemake.params[0], snakemake.params[0]["inputs"]
-    ae, clip = AutoencoderConfig(**params["ae"]), CLIPConfig(**params["clip"])
+    ae, text = AutoencoderConfig(**params["ae"]), TextTower(**params["text"])
     data, tokenizer = Path(snakemake.input.data), Path(snakemake.input.tokenizer)
     read_manifest(data, "data", inputs["data"])
-    read_manifest(tokenizer, "tokenizer", inputs["tokenizer"])
+    file = read_manifest(tokenizer, "tokenizer", inputs["tokenizer"])["file"]
     records = read_split(data.parent, "train")
     texts, first = caption_rows(records.captions)
-    tokens = load_tokenizer(tokenizer.with_name("bpe.json")).encode(["", *texts], clip.context_length)
+    tokens = load_tokenizer(file).encode(["", *texts], text.context_length)
 
-    encoders = Encoders(ae, clip)
+    encoders = Encoders(ae, text=text)
     mean, std = encoders.moments(load_encoder(snakemake.input.autoencoder, inputs["autoencoder"], ae), records.images)
     say(f"{len(mean)} images encoded")
-    states, _ = encoders.text(load_encoder(snakemake.input.clip, inputs["clip"], clip), tokens)
+    states = encoders.states(load_encoder(snakemake.input.text, inputs["text"], text), tokens)
     say(f"{len(texts)} captions encoded")
-    scale = float(1.0 / np.sqrt(mean.var() + (std**2).mean()))
+    scale = params["scale"] or float(1.0 / np.sqrt(mean.var() + (std**2).mean()))
     Latents(mean, std, states[1:], first, states[0], scale).save(Path(snakemake.output[0]).parent)
     write_manifest(snakemake.output[0], "latents", params["digest"], scale=scale, shape=list(mean.shape))

@@ -25,4 +25,5 @@ with job(snakemake.log[0], snakemake.threads) as say:
     )
     config = TrainConfig(**settings, steps=params["steps"], seed=params["seed"])
     kept = train(task, config, output.with_suffix(""), params["digest"], keep=params["checkpoints"], say=say)
-    write_manifest(output, "pretrain", params["digest"], weights={step: str(path) for step, path in kept.items()})
+    weights = {f"pretrain-{step}": str(path) for step, path in kept.items()}
+    write_manifest(output, "pretrain", params["digest"], weights=weights)

@@ -25,10 +25,12 @@ VERSIONS = {
     "tokenizer": 1,
     "autoencoder": 1,
     "clip": 2,
+    "text_encoder": 1,
     "latents": 1,
     "prompts": 1,
     "reference": 1,
     "pretrain": 1,
+    "published": 1,
     "weights": 1,
     "cell": 1,
     "score": 1,
@@ -44,11 +46,16 @@ def digest(stage: str, *parts: object) -> str:
 
 
 def file_digest(path: str | Path) -> str:
-    """SHA-256 of a file's bytes, or ``"absent"`` where there is no such file (a path still to be filled in)."""
+    """SHA-256 of a file's bytes, or of the names and bytes of a folder's files; ``"absent"`` where there is nothing
+    (a path still to be filled in)."""
     try:
+        if Path(path).is_dir():
+            files = sorted(file for file in Path(path).iterdir() if file.is_file())
+            text = json.dumps([[file.name, file_digest(file)] for file in files])
+            return hashlib.sha256(text.encode()).hexdigest()[:16]
         with open(path, "rb") as handle:
             return hashlib.file_digest(handle, "sha256").hexdigest()[:16]
-    except (FileNotFoundError, IsADirectoryError, PermissionError):
+    except (FileNotFoundError, PermissionError):
         return "absent"
 
 

@@ -1,4 +1,4 @@
-"""The networks against diffusers' and transformers' own, with the same random weights (float32 on the CPU)."""
+"""The U-Net and the autoencoder against diffusers' own, with the same random weights (float32 on the CPU)."""
 
 import re
 import warnings
@@ -16,7 +16,6 @@ import jax.numpy as jnp  # noqa: E402
 from ldmscale.metrics.torch_guard import guard_torchvision  # noqa: E402
 from ldmscale.models import layers  # noqa: E402
 from ldmscale.models.autoencoder import Autoencoder, AutoencoderConfig  # noqa: E402
-from ldmscale.models.clip import CLIP, CLIPConfig  # noqa: E402
 from ldmscale.models.flops import parameter_count  # noqa: E402
 from ldmscale.models.unet import UNet, UNetConfig  # noqa: E402
 
@@ -31,7 +30,7 @@ def _peer(package: str):
 
 @pytest.fixture(scope="module", autouse=True)
 def torchvision_schemas():
-    """diffusers and transformers import torchvision, whose compiled operators a CPU build of torch may lack."""
+    """diffusers imports torchvision, whose compiled operators a CPU build of torch may lack."""
     guard_torchvision()
 
 
@@ -186,54 +185,3 @@ def test_autoencoder_equals_diffusers(config):
     ours = jax.jit(lambda p, z: module.apply(p, z, method="decode"))(params, theirs.mean.numpy().transpose(0, 2, 3, 1))
     assert_close(ours, decoded)
     assert ours.shape == images.shape
-
-
-def test_clip_equals_transformers():
-    transformers = _peer("transformers")
-    config = CLIPConfig(
-        image_size=32, patch=8, image_width=32, image_depth=2, text_width=48, text_depth=3, heads=4,
-        vocab_size=60, context_length=12, embed_dim=20,
-    )  # fmt: skip
-    common = {"num_attention_heads": config.heads, "hidden_act": "quick_gelu", "projection_dim": config.embed_dim}
-    peer_config = transformers.CLIPConfig(
-        text_config={
-            "hidden_size": config.text_width,
-            "intermediate_size": 4 * config.text_width,
-            "num_hidden_layers": config.text_depth,
-            "vocab_size": config.vocab_size,
-            "max_position_embeddings": config.context_length,
-            "pad_token_id": 0,
-            "bos_token_id": config.vocab_size - 2,
-            "eos_token_id": config.end_token,
-            **common,
-        },
-        vision_config={
-            "hidden_size": config.image_width,
-            "intermediate_size": 4 * config.image_width,
-            "num_hidden_layers": config.image_depth,
-            "image_size": config.image_size,
-            "patch_size": config.patch,
-            **common,
-        },
-        projection_dim=config.embed_dim,
-    )
-    peer = transformers.CLIPModel(peer_config).eval()
-    randomise(peer, seed=3)
-    rng = np.random.default_rng(0)
-    images = rng.uniform(-1, 1, (3, 32, 32, 3)).astype(np.float32)
-    tokens = np.zeros((3, config.context_length), np.int32)
-    for row, words in zip(tokens, (3, 7, 10), strict=True):
-        row[: words + 2] = [config.vocab_size - 2, *rng.integers(1, 50, words), config.end_token]
-    module = CLIP(config)
-    params = copied(module, peer, images, tokens)
-    features, image_embedding = jax.jit(lambda p, x: module.apply(p, x, method="encode_image"))(params, images)
-    states, text_embedding = jax.jit(lambda p, x: module.apply(p, x, method="encode_text"))(params, tokens)
-    scale = module.apply(params, images, tokens)[2]
-    with torch.no_grad():
-        ids = torch.from_numpy(tokens).long()
-        theirs = peer(input_ids=ids, pixel_values=nchw(images), attention_mask=torch.ones_like(ids))
-        assert_close(features, peer.vision_model(nchw(images)).pooler_output)
-        assert_close(image_embedding, theirs.image_embeds)
-        assert_close(states, theirs.text_model_output.last_hidden_state)
-        assert_close(text_embedding, theirs.text_embeds)
-        assert_close(scale * image_embedding @ text_embedding.T, theirs.logits_per_image)

@@ -107,7 +107,7 @@ def test_same_cost_cells_spend_the_cost():
     found = expand(study, "same_cost")
     for model, cost in product(study.models, [2, 3, 4, 6, 8]):
         steps = max(1, round(cost / norm[model]))
-        assert Cell("t2i", model, study.checkpoints[-1], "ddim", steps, 4.0) in found
+        assert Cell("t2i", model, study.checkpoints(model)[-1], "ddim", steps, 4.0) in found
         # Rounding to whole steps misses the cost by at most half a step.
         assert abs(steps * norm[model] - cost) <= norm[model] / 2
     assert len(found) == len(set(found))

@@ -119,7 +119,68 @@ def test_a_stages_version_reaches_what_follows_from_it_and_nothing_else(before, 
 
 
 def test_every_version_is_of_a_stage_that_this_file_tests():
-    assert set(provenance.VERSIONS) == {stage for stage, _ in VERSIONS} | {"figure"}
+    assert set(provenance.VERSIONS) == {stage for stage, _ in VERSIONS} | {"figure", "text_encoder", "published"}
+
+
+# ---------------------------------------------------------------- published weights
+
+PUBLISHED = {
+    "tokenizer": {"files": "sd/tokenizer", "vocab_size": 49408, "context_length": 77},
+    "text_encoder": {"weights": "sd/text_encoder", "published": "stable-diffusion-2"},
+    "models": [
+        {"name": "f4", "filters": 4},
+        {"name": "f8", "filters": 8, "weights": "sd/unet", "heads": [2, 4]},
+    ],
+}
+
+
+def test_a_published_member_is_no_trained_one():
+    of = chain(PUBLISHED)
+    assert [of.study.checkpoints(m) for m in ("f4", "f8")] == [["pretrain-20", "pretrain-40"], ["published"]]
+    assert of.study.unet_params("f8")["heads"] == [2, 4] and of.study.unet_params("f4")["heads"] == 2
+    assert {c.weights for c in of.plan.cells if c.model == "f8"} == {"published"}
+    assert all(c.train_step == 0 for c in of.plan.cells if c.model == "f8")
+    for change in ({"pretrain": {"learning_rate": 2.0e-3}}, {"autoencoder": {"scale": 0.2}}):
+        moved = changed(digests_by_model(of), digests_by_model(chain(PUBLISHED, change)))
+        # The scale is what latents are multiplied by, for training and for decoding what was sampled.
+        assert moved == ({"f4"} if "pretrain" in change else {"f4", "f8"})
+
+
+def digests_by_model(of):
+    return {model: of.generate(f"task=t2i/model={model}")["digest"] for model in of.study.models}
+
+
+@pytest.mark.parametrize(("stage", "expected"), [("published", {"f8"}), ("text_encoder", {"f4", "f8"})])
+def test_the_versions_of_the_published_stages_reach_their_cells(monkeypatch, stage, expected):
+    before = digests_by_model(chain(PUBLISHED))
+    monkeypatch.setitem(provenance.VERSIONS, stage, 99)
+    assert changed(before, digests_by_model(chain(PUBLISHED))) == expected
+
+
+def test_the_text_encoder_sets_the_width_of_the_context():
+    assert chain(PUBLISHED).study.unet_params("f4")["context_width"] == 1024
+    assert chain().study.unet_params("f4")["context_width"] == 16
+
+
+def test_a_given_scale_spares_the_sampling_of_published_members_the_training_images():
+    given = chain(PUBLISHED, {"autoencoder": {"scale": 0.18215}})
+    assert "latents" not in given.generate("task=t2i/model=f8")["inputs"]
+    assert "latents" in chain(PUBLISHED).generate("task=t2i/model=f8")["inputs"]
+    assert "data" not in given["tokenizer"]["inputs"]
+
+
+def test_a_folder_of_weights_counts_by_the_names_and_bytes_of_its_files(tmp_path):
+    def read():
+        return provenance.file_digest(tmp_path)
+
+    (tmp_path / "config.json").write_text("{}")
+    first = read()
+    (tmp_path / "model.safetensors").write_text("one")
+    second = read()
+    (tmp_path / "model.safetensors").write_text("two")
+    assert len({first, second, read()}) == 3
+    (tmp_path / "model.safetensors").rename(tmp_path / "other.safetensors")
+    assert read() not in (first, second)
 
 
 def test_a_respaced_sampler_changes_its_own_cells_alone():

@@ -54,6 +54,18 @@ BAD = [
     ({"models": TWO[::-1], **NAMES}, ["models", "[16, 8]", "ascend"]),
     ({"models": [{"name": "a", "filters": 4}], "unet": {"norm_groups": 8}, **NAMES}, ["'a'", "4", "norm_groups 8"]),
     ({"models": [{"name": "a", "filters": 4}], "unet": {"heads": 16}, **NAMES}, ["'a'", "4", "unet.heads 16"]),
+    ({"models": [TWO[0], {**TWO[1], "weights": "u", "heads": [2, 3]}], **NAMES}, ["'b'", "its heads [2, 3]"]),
+    ({"models": [TWO[0], {**TWO[1], "weights": "u", "heads": [2]}], **NAMES}, ["'b'", "1 heads", "2 levels"]),
+    ({"models": [TWO[0], {**TWO[1], "weights": "u", "pretrain": {"batch": 4}}], **NAMES}, ["'b'", "not trained"]),
+    ({"clip": {"published": "ViT-L/14"}}, ["clip.weights is null", "ViT-L/14"]),
+    ({"clip": {"published": "ViT-L/15", "weights": "w"}}, ["clip.published", "ViT-L/15"]),
+    ({"text_encoder": {"weights": "w", "published": "stable-diffusion-1"}}, ["tokenizer.files", "text_encoder"]),
+    (
+        {"text_encoder": {"weights": "w", "published": "stable-diffusion-1"}, "tokenizer": {"files": "t"}},
+        ["tokenizer.vocab_size is 300", "needs 49408"],
+    ),
+    ({"text_encoder": {"weights": "w", "published": {"width": 8}}}, ["text_encoder.published", "depth"]),
+    ({"autoencoder": {"scale": 0}}, ["autoencoder.scale", "0"]),
     ({"models": [{"name": "a", "filters": 8, "pretrain": {"lr": 1}}]}, ["'lr'", "models[0].pretrain", "learning_rate"]),
     (
         {"models": [{"name": "a", "filters": 8, "pretrain": {"learning_rate": "1e-4"}}]},

@@ -12,10 +12,11 @@ from ldmscale.cells.cell import Cell
 from ldmscale.data.encoded import OFFSETS, Prompts
 from ldmscale.diffusion.schedule import Schedule
 from ldmscale.errors import UserError
-from ldmscale.generation.cells import Generator, generate, image_keys, unet_shapes
+from ldmscale.generation.cells import Generator, generate, image_keys
 from ldmscale.generation.encode import Encoders, in_batches
 from ldmscale.models.autoencoder import Autoencoder, AutoencoderConfig
 from ldmscale.models.unet import UNet, UNetConfig
+from ldmscale.training.weights import parameter_shapes
 
 NET = UNetConfig(4, (1,), 1, (True,), heads=2, norm_groups=2, context_width=8)
 SIZE, TOKENS = 4, 3
@@ -43,7 +44,7 @@ def generator(batch, seed=0):
 @pytest.fixture(scope="module")
 def params():
     """A network that says something: freshly initialised, its last layer is zero."""
-    shapes = unet_shapes(NET, SIZE, (TOKENS, 8))
+    shapes = parameter_shapes(NET)
     draw = np.random.default_rng(1)
     return jax.tree.map(lambda s: (0.3 * draw.normal(size=s.shape)).astype(np.float32), shapes)
 

@@ -1,20 +1,25 @@
 """The networks: sizes and costs of the paper's family, the CPU's own formulations, initialisation, input checks.
 
-That the networks compute what they should is tests/parity/test_models_parity.py's to show.
+That the networks compute what they should is tests/parity's to show.
 """
+
+import re
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from ldmscale.errors import UserError
 from ldmscale.models import layers
 from ldmscale.models.autoencoder import Autoencoder, AutoencoderConfig
-from ldmscale.models.clip import CLIP, CLIPConfig
+from ldmscale.models.clip import CLIP, PRESETS, CLIPConfig, TextModel, TextTower
+from ldmscale.models.clip_weights import load_clip, load_text_model, published_name
 from ldmscale.models.flops import count_flops, parameter_count, unet_cost
 from ldmscale.models.unet import UNet, UNetConfig, skeleton, timestep_features
+from ldmscale.models.weights import from_tree
 
 SMALL = UNetConfig(8, (1, 2, 4), 1, (False, True, True), heads=2, norm_groups=8, context_width=12)
 SMALL_CLIP = CLIPConfig(
@@ -286,7 +291,81 @@ def test_clip_checks_its_input(clip):
     module, params, images, _ = clip
     with pytest.raises(UserError, match="16x16 pixels, not 8x16"):
         module.apply(params, images[:, :8], method="encode_image")
+    with pytest.raises(UserError, match="texts of 9 tokens, not 10"):
+        module.apply(params, np.ones((1, 10), np.int32), method="encode_text")
     with pytest.raises(UserError, match="heads: 3 does not divide image_width: 16"):
         CLIPConfig(16, 8, 16, 1, 24, 1, heads=3, vocab_size=40, context_length=9, embed_dim=12)
+    with pytest.raises(UserError, match="heads: 3 does not divide text_width: 16"):
+        CLIPConfig(16, 8, 24, 1, 16, 1, 40, 9, 12, image_heads=4, text_heads=3)
+    with pytest.raises(UserError, match="needs heads, or image_heads and text_heads"):
+        CLIPConfig(16, 8, 16, 1, 16, 1, 40, 9, 12, image_heads=4)
     with pytest.raises(UserError, match="patch: 6 does not divide image_size: 16"):
         CLIPConfig(16, 6, 16, 1, 16, 1, heads=2, vocab_size=40, context_length=9, embed_dim=12)
+    with pytest.raises(UserError, match="activation: 'relu' must be one of quick_gelu, gelu"):
+        TextTower(width=16, depth=1, heads=2, activation="relu")
+
+
+def test_clip_towers_have_their_own_heads_and_widths():
+    config = CLIPConfig(16, 8, 16, 1, 24, 2, 40, 9, 12, heads=2, text_heads=3, image_mlp=20, activation="gelu")
+    assert (config.image.heads, config.text.heads) == (2, 3)
+    assert (config.image.mlp_width, config.text.mlp_width) == (20, 96)
+    assert config.image.activation == config.text.activation == "gelu" and config.text.end_token == 39
+    giant = PRESETS["ViT-g/14"]
+    assert (giant.image.width // giant.image.heads, giant.text.width // giant.text.heads) == (88, 64)
+
+
+@pytest.fixture
+def clip_file(clip, tmp_path):
+    """Writes the weights as transformers stores them, with changes (None removes a tensor)."""
+
+    def write(**changes):
+        stored = from_tree(clip[1]["params"], published_name) | changes
+        path = tmp_path / "model.safetensors"
+        save_file({name: np.asarray(t) for name, t in stored.items() if t is not None}, path)
+        return path
+
+    return write
+
+
+def shapes_of(tree):
+    return jax.tree.map(lambda x: spec(*x.shape), tree)
+
+
+def test_clip_is_read_whole_or_in_parts(clip, clip_file):
+    module, params, images, tokens = clip
+    params, path = params["params"], clip_file()
+    jax.tree.map(np.testing.assert_array_equal, load_clip(path, shapes_of(params)), params)
+    image_side = {key: params[key] for key in ("vision_model", "visual_projection", "logit_scale")}
+    read = load_clip(path, shapes_of(image_side))
+    assert read.keys() == image_side.keys()
+    features, embedding = module.apply({"params": read}, images, method="encode_image")
+    assert features.shape == (2, 16) and embedding.shape == (2, 12)
+    # A text encoder that ends one layer early: the file's second layer is left alone.
+    tower = TextTower(width=16, depth=1, heads=2, vocab_size=40, context_length=9)
+    like = jax.eval_shape(TextModel(tower).init, jax.random.key(0), tokens)["params"]
+    read = load_text_model(path, like)
+    assert jax.tree.map(jnp.shape, read) == jax.tree.map(jnp.shape, like)
+    states = TextModel(tower).apply({"params": read}, tokens)
+    whole = TextModel(SMALL_CLIP.text).apply({"params": params["text_model"]}, tokens)
+    np.testing.assert_array_equal(module.apply({"params": params}, tokens, method="encode_text")[0], whole)
+    assert float(jnp.abs(states - whole).max()) > 1e-3
+
+
+LAYER = "vision_model.encoder.layers.1.layer_norm1.weight"
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"text_model.final_layer_norm.bias": None}, "lacks the tensor 'text_model.final_layer_norm.bias'"),
+        ({LAYER: np.ones(16, np.float32)}, f"unknown tensor '{LAYER}'"),
+        ({"visual_projection.weight": np.ones((9, 16), np.float32)}, "'visual_projection.weight' has shape"),
+        ({"visual.layer1.0.conv1.weight": np.ones(3, np.float32)}, "image encoder is a ResNet"),
+        ({"classifier.weight": np.ones(3, np.float32)}, "unknown tensor 'classifier.weight'"),
+    ],
+)
+def test_clip_file_that_does_not_fit(changes, said, clip, clip_file):
+    path = clip_file(**changes)
+    with pytest.raises(UserError, match=re.escape(said)) as refusal:
+        load_clip(path, shapes_of(clip[1]["params"]))
+    assert "model.safetensors" in str(refusal.value)

@@ -1,5 +1,6 @@
 """Byte-pair encoding: fixed special ids, the same file from the same captions, any text."""
 
+import json
 import subprocess
 import sys
 
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 
 from ldmscale.data.scenes import SceneSource, captions
-from ldmscale.data.tokenizer import MIN_VOCAB_SIZE, load_tokenizer, train_tokenizer
+from ldmscale.data.tokenizer import ALPHABET, END, MIN_VOCAB_SIZE, START, load_tokenizer, train_tokenizer
 from ldmscale.errors import UserError
 
 SOURCE = SceneSource(32, train=1_500, tuning=0, heldout=0)
@@ -132,3 +133,82 @@ def test_bad_input(tmp_path):
     path.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UserError, match="t.json"):
         load_tokenizer(path)
+
+
+MERGES = [("c", "at</w>"), ("a", "t</w>"), ("c", "a")]
+NAMES = [*ALPHABET, *(symbol + "</w>" for symbol in ALPHABET), "at</w>", "cat</w>", "ca", START, END]
+PUBLISHED = {name: number for number, name in enumerate(NAMES)}
+
+
+@pytest.fixture
+def published(tmp_path):
+    """Writes the files of a published tokenizer, with changes: -> its folder."""
+
+    def write(vocab=PUBLISHED, merges=MERGES, **settings):
+        (tmp_path / "vocab.json").write_text(json.dumps(vocab))
+        (tmp_path / "merges.txt").write_text("#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in merges))
+        for name, content in settings.items():
+            (tmp_path / f"{name}.json").write_text(content if isinstance(content, str) else json.dumps(content))
+        return tmp_path
+
+    return write
+
+
+def test_published_tokenizer_by_hand(published):
+    tokenizer = load_tokenizer(published())
+    start, end = len(NAMES) - 2, len(NAMES) - 1
+    assert (tokenizer.vocab_size, tokenizer.start_id, tokenizer.end_id, tokenizer.pad_id) == (end + 1, start, end, end)
+    ids = {name: PUBLISHED[name] for name in ("cat</w>", "at</w>", "ca", "s</w>", "'", "1</w>", "2</w>", "!", "!</w>")}
+    rows = tokenizer.encode(["A  CAT's\n", "at 12!!", "cat cat cat", ""], 7)
+    assert rows.dtype == np.int32
+    assert rows[0].tolist() == [start, PUBLISHED["a</w>"], ids["cat</w>"], ids["'"], ids["s</w>"], end, end]
+    assert rows[1].tolist() == [start, ids["at</w>"], ids["1</w>"], ids["2</w>"], ids["!"], ids["!</w>"], end]
+    assert rows[2].tolist() == [start, *[ids["cat</w>"]] * 3, end, end, end]
+    assert rows[3].tolist() == [start] + [end] * 6
+    assert tokenizer.encode(["cat " * 9], 4)[0].tolist() == [start, ids["cat</w>"], ids["cat</w>"], end]
+    assert tokenizer.encode(["half \ud83d"], 20)[0, 0] == start
+
+
+def test_padding_of_a_published_tokenizer(published):
+    for settings in (
+        {"special_tokens_map": {"pad_token": "!"}, "tokenizer_config": {"pad_token": END}},
+        {"tokenizer_config": {"pad_token": {"content": "!", "normalized": False}}},
+    ):
+        folder = published(**settings)
+        tokenizer = load_tokenizer(folder)
+        assert tokenizer.pad_id == PUBLISHED["!"] == 0
+        assert tokenizer.encode(["cat"], 5)[0, 3:].tolist() == [0, 0]
+        for name in settings:
+            (folder / f"{name}.json").unlink()
+
+
+def changed(**names):
+    return {names.get(name, name): number for name, number in PUBLISHED.items()}
+
+
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        ({"vocab": changed(ca=END, **{END: "ca"})}, "last two tokens"),
+        ({"vocab": changed(**{"x</w>": "xx"})}, "lacks some of the 256 bytes"),
+        ({"vocab": ["a", "b"]}, "is not a tokenizer file"),
+        ({"merges": [("q", "zz")]}, "is not a tokenizer file"),
+        ({"special_tokens_map": {"pad_token": "<pad>"}}, "special token '<pad>'"),
+        ({"special_tokens_map": "{"}, "special_tokens_map.json is not a tokenizer file"),
+        ({"tokenizer": {"model": {"type": "BPE", "vocab": {"a": 0}, "merges": []}}}, "neither"),
+        ({"tokenizer": {"model": {"vocab": PUBLISHED, "merges": MERGES, "end_of_word_suffix": "</w>"},
+          "added_tokens": [{"content": "<mine>", "normalized": False}]}}, "special token '<mine>'"),
+    ],
+)  # fmt: skip
+def test_bad_published_files(files, said, published):
+    folder = published(**files)
+    with pytest.raises(UserError, match=said) as refusal:
+        load_tokenizer(folder)
+    assert str(folder) in str(refusal.value)
+
+
+def test_folder_without_a_tokenizer(published):
+    folder = published()
+    (folder / "merges.txt").unlink()
+    with pytest.raises(UserError, match="must have tokenizer.json, or vocab.json and merges.txt"):
+        load_tokenizer(folder)

@@ -13,7 +13,7 @@ from ldmscale.config.study import Study
 from ldmscale.errors import UserError
 from ldmscale.models.autoencoder import AutoencoderConfig
 from ldmscale.provenance import read_json
-from ldmscale.training.encoders import check_weights
+from ldmscale.training.weights import check_weights
 
 # ---------------------------------------------------------------- the config, before any job starts
 

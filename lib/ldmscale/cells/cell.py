@@ -12,7 +12,7 @@ LEVELS = ("task", "model", "weights", "sampler", "steps", "cfg")
 
 @dataclass(frozen=True, order=True)
 class Cell:
-    """One measurement: ``model`` with ``weights`` (``stage-step``), sampled in ``steps`` at guidance ``cfg``.
+    """One measurement: ``model`` with ``weights`` (``stage-step``, or ``published``), in ``steps`` at guidance ``cfg``.
 
     ``cfg`` is g in eps_null + g (eps_cond - eps_null); 1 is unguided. The prompts and starting noises are the same
     for every cell of a task, so cells compare pairwise.
@@ -37,8 +37,9 @@ class Cell:
 
     @property
     def train_step(self) -> int:
-        """The optimiser step of ``weights``."""
-        return int(self.weights.rpartition("-")[2])
+        """The optimiser step of ``weights``; 0 where they were not trained here."""
+        step = self.weights.rpartition("-")[2]
+        return int(step) if step.isdecimal() else 0
 
     @classmethod
     def parse(cls, path: str) -> Cell:

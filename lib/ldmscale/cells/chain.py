@@ -31,7 +31,10 @@ class Chain:
         self._common = lru_cache(maxsize=None)(self._stage)
 
     def __getitem__(self, stage: str) -> dict[str, Any]:
-        """Params of a stage that there is once: data, tokenizer, autoencoder, clip, latents, prompts, reference."""
+        """Params of a stage that there is once: data, tokenizer, autoencoder, clip, text, latents, prompts, reference.
+
+        ``text`` is what the U-Nets attend to: the stage ``text_encoder``, or ``clip`` where the config has none.
+        """
         return self._common(stage)
 
     def _stage(self, stage: str) -> dict[str, Any]:
@@ -49,7 +52,10 @@ class Chain:
                           counts=data["counts"], shard=data["shard"], files=files)  # fmt: skip
 
     def _tokenizer(self) -> dict[str, Any]:
-        return self._make("tokenizer", ("data",), **self.config["tokenizer"])
+        section = self.config["tokenizer"]
+        if section["files"]:
+            return self._make("tokenizer", files=section["files"], file=file_digest(section["files"]))
+        return self._make("tokenizer", ("data",), **section)
 
     def _autoencoder(self) -> dict[str, Any]:
         section = self.config["autoencoder"]
@@ -67,13 +73,21 @@ class Chain:
         return self._make("clip", ("data", "tokenizer"), net=self.study.clip_params(), weights=None,
                           train=section["train"], seed=self.study.seed)  # fmt: skip
 
+    def _text_encoder(self) -> dict[str, Any]:
+        section = self.config["text_encoder"]
+        return self._make("text_encoder", ("tokenizer",), net=self.study.text_params(), weights=section["weights"],
+                          file=file_digest(section["weights"]))  # fmt: skip
+
+    def _text(self) -> dict[str, Any]:
+        return self["text_encoder" if self.config["text_encoder"] else "clip"]
+
     def _latents(self) -> dict[str, Any]:
-        return self._make("latents", ("data", "tokenizer", "autoencoder", "clip"),
-                          ae=self.study.autoencoder_params(), clip=self.study.clip_params())  # fmt: skip
+        return self._make("latents", ("data", "tokenizer", "autoencoder", "text"), ae=self.study.autoencoder_params(),
+                          text=self.study.text_params(), scale=self.config["autoencoder"]["scale"])  # fmt: skip
 
     def _prompts(self) -> dict[str, Any]:
-        return self._make("prompts", ("data", "tokenizer", "clip"), gallery=self.config["gallery"],
-                          clip=self.study.clip_params())  # fmt: skip
+        return self._make("prompts", ("data", "tokenizer", "clip", "text"), gallery=self.config["gallery"],
+                          clip=self.study.clip_params(), text=self.study.text_params())  # fmt: skip
 
     def _reference(self) -> dict[str, Any]:
         return self._make("reference", ("data", "clip"), clip=self.study.clip_params(), features=self._features())
@@ -91,22 +105,30 @@ class Chain:
         # how far to train is not part of what a trajectory is.
         return {**params, **extent, "digest": digest("pretrain", params)}
 
+    def published(self, model: str) -> dict[str, Any]:
+        """Params of taking ``model``'s published weights."""
+        path = self.study.models[model].weights
+        return self._make("published", net=self.study.unet_params(model), weights=path, file=file_digest(path))
+
     def weights(self, cell: Cell) -> str:
         """Digest of the weights that ``cell`` samples from."""
-        return digest("weights", self.pretrain(cell.model)["digest"], cell.train_step)
+        return digest("weights", self._model(cell.model)["digest"], cell.weights)
+
+    def _model(self, model: str) -> dict[str, Any]:
+        return self.published(model) if self.study.models[model].weights else self.pretrain(model)
+
+    def _scale(self) -> dict[str, str]:
+        """The latents, which measure the scale, unless the config gives it."""
+        return {} if self.config["autoencoder"]["scale"] else {"latents": self["latents"]["digest"]}
 
     def _cell(self, cell: Cell) -> dict[str, Any]:
         """A cell's path, whether it is scored, and its digest."""
         scored = self.plan.is_scored(cell)
         counts = self.config["data"]["counts"]
-        inputs = [
-            self.weights(cell),
-            self["autoencoder"]["digest"],
-            self["latents"]["digest"],
-            self["prompts"]["digest"],
-        ]
-        spacing = self.config["sampling"]["spacing"][cell.sampler]
-        made = digest("cell", cell.path, scored, spacing, self.config["diffusion"], self.study.seed, counts, inputs)
+        inputs = [self.weights(cell), self["autoencoder"]["digest"], self["prompts"]["digest"]]
+        spacing, scale = self.config["sampling"]["spacing"][cell.sampler], self.config["autoencoder"]["scale"]
+        made = digest("cell", cell.path, scored, spacing, self.config["diffusion"], self.study.seed, counts, inputs,
+                      scale, self._scale())  # fmt: skip
         return {"path": cell.path, "scored": scored, "spacing": spacing, "digest": made}
 
     def generate(self, prefix: str) -> dict[str, Any]:
@@ -115,9 +137,9 @@ class Chain:
         model = self.plan.under(prefix)[0].model
         return {"cells": cells, "net": self.study.unet_params(model), "ae": self.study.autoencoder_params(),
                 "diffusion": self.config["diffusion"], "seed": self.study.seed, "latent_size": self.study.latent_size,
-                "batch": self.config["sampling"]["batch"],
-                "inputs": {name: self[name]["digest"] for name in ("autoencoder", "latents", "prompts")}
-                | {"pretrain": self.pretrain(model)["digest"]},
+                "batch": self.config["sampling"]["batch"], "scale": self.config["autoencoder"]["scale"],
+                "inputs": {name: self[name]["digest"] for name in ("autoencoder", "prompts")} | self._scale()
+                | {"model": self._model(model)["digest"]},
                 "digest": digest("cell", [c["digest"] for c in cells])}  # fmt: skip
 
     def score(self, prefix: str) -> dict[str, Any]:
@@ -136,8 +158,9 @@ class Chain:
         """Params of gathering: every scoring job's digest, and what turns a cell into a row of the table."""
         jobs = {prefix: self.score(prefix)["digest"] for prefix in self.plan.scoring_jobs()}
         family = {"models": {m: self.study.unet_params(m) for m in self.study.models},
-                  "reference_filters": self.config["reference_filters"], "latent_size": self.study.latent_size,
-                  "ae": self.study.autoencoder_params(), "clip": self.study.clip_params(),
+                  "reference": self.study.network(self.config["reference_filters"]),
+                  "latent_size": self.study.latent_size,
+                  "ae": self.study.autoencoder_params(), "text": self.study.text_params(),
                   "batch": {name: m.pretrain["batch"] for name, m in self.study.models.items()}}  # fmt: skip
         return {"jobs": jobs, "family": family, "digest": digest("scores", jobs, family)}
 
@@ -161,7 +184,7 @@ class Chain:
         shown = [settings[key] for key in ("experiment", "baseline") if key in settings]
         largest = list(self.study.models)[-1]
         network = {"name": largest, "unet": self.study.unet_params(largest), "latent_size": self.study.latent_size,
-                   "context_length": self.config["tokenizer"]["context_length"]}  # fmt: skip
+                   "context_length": self.study.text_params()["context_length"]}  # fmt: skip
         drawn = {cell.path: self.cell(cell)["digest"] for name in shown for cell in self.plan.experiments[name]}
         return {**self.report(*shown), "drawn": drawn, "settings": settings, "dpi": self.config["dpi"],
                 "gallery": self.config["gallery"], "network": None if shown else network}  # fmt: skip

@@ -1,11 +1,12 @@
 """What a cell costs, by arithmetic alone: plans are made before JAX is imported.
 
 Counts are of the Stable Diffusion U-Net (:mod:`ldmscale.models.unet`), 2 FLOPs a multiply-accumulate, attention
-products included; ``tests/unit/test_cost.py`` holds them to the traced program's count exactly.
+products included; ``tests/unit`` (test_cost.py, test_cli.py) holds them to the traced program's counts exactly.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ldmscale.config.study import Study
@@ -24,10 +25,46 @@ class UNetShape:
     context: tuple[int, int]
 
 
+def _layers(shape: UNetShape) -> Iterator[tuple[str, int, int, int]]:
+    """(kind, channels in, channels out, side of the output) of the U-Net's parts in the order in which they run.
+
+    ``kind`` is conv (3x3), resnet or transformer; the time embedding and the last norm are left out.
+    """
+    widths = [shape.filters * m for m in shape.channel_mult]
+    sizes = [shape.latent_size]
+    for _ in widths[1:]:
+        sizes.append((sizes[-1] + 1) // 2)
+    yield "conv", shape.latent_channels, widths[0], sizes[0]
+    skips, channels = [widths[0]], widths[0]
+    for level, (width, size) in enumerate(zip(widths, sizes, strict=True)):
+        for _ in range(shape.blocks_per_level):
+            yield "resnet", channels, width, size
+            channels = width
+            if shape.attention_levels[level]:
+                yield "transformer", width, width, size
+            skips.append(channels)
+        if level + 1 < len(widths):
+            yield "conv", width, width, sizes[level + 1]
+            skips.append(channels)
+    yield "resnet", channels, channels, sizes[-1]
+    yield "transformer", channels, channels, sizes[-1]
+    yield "resnet", channels, channels, sizes[-1]
+    for level in reversed(range(len(widths))):
+        width, size = widths[level], sizes[level]
+        for _ in range(shape.blocks_per_level + 1):
+            yield "resnet", channels + skips.pop(), width, size
+            channels = width
+            if shape.attention_levels[level]:
+                yield "transformer", width, width, size
+        if level > 0:
+            yield "conv", width, width, sizes[level - 1]
+    yield "conv", channels, shape.latent_channels, sizes[0]
+
+
 def unet_macs(shape: UNetShape) -> int:
     """Multiply-accumulates of one U-Net evaluation of one latent."""
-    widths = [shape.filters * m for m in shape.channel_mult]
-    first, time = widths[0], 4 * widths[0]
+    first = shape.filters * shape.channel_mult[0]
+    time = 4 * first
     tokens, text = shape.context
 
     def conv(cin: int, cout: int, size: int, kernel: int = 3) -> int:
@@ -37,40 +74,41 @@ def unet_macs(shape: UNetShape) -> int:
         shortcut = conv(cin, cout, size, 1) if cin != cout else 0
         return conv(cin, cout, size) + conv(cout, cout, size) + time * cout + shortcut
 
-    def transformer(c: int, size: int) -> int:
+    def transformer(c: int, _: int, size: int) -> int:
         n = size * size
         projections = 2 * n * c * c
         self_attention = 4 * n * c * c + 2 * n * n * c
         cross_attention = 2 * n * c * c + 2 * tokens * text * c + 2 * n * tokens * c
         return projections + self_attention + cross_attention + 12 * n * c * c  # GEGLU: c -> 2*4c, 4c -> c
 
-    sizes = [shape.latent_size]
-    for _ in widths[1:]:
-        sizes.append((sizes[-1] + 1) // 2)
+    count = {"conv": conv, "resnet": resnet, "transformer": transformer}
+    return first * time + time * time + sum(count[kind](*numbers) for kind, *numbers in _layers(shape))
 
-    total = first * time + time * time + conv(shape.latent_channels, first, sizes[0])
-    skips, channels = [first], first
-    for level, (width, size) in enumerate(zip(widths, sizes, strict=True)):
-        for _ in range(shape.blocks_per_level):
-            total += resnet(channels, width, size)
-            channels = width
-            if shape.attention_levels[level]:
-                total += transformer(width, size)
-            skips.append(channels)
-        if level + 1 < len(widths):
-            total += conv(width, width, sizes[level + 1])
-            skips.append(channels)
-    total += 2 * resnet(channels, channels, sizes[-1]) + transformer(channels, sizes[-1])
-    for level in reversed(range(len(widths))):
-        width, size = widths[level], sizes[level]
-        for _ in range(shape.blocks_per_level + 1):
-            total += resnet(channels + skips.pop(), width, size)
-            channels = width
-            if shape.attention_levels[level]:
-                total += transformer(width, size)
-        if level > 0:
-            total += conv(width, width, sizes[level - 1])
-    return total + conv(channels, shape.latent_channels, sizes[0])
+
+def unet_params(shape: UNetShape) -> int:
+    """Parameters of the U-Net: Table 1's first column. They depend on neither the latent's size nor the tokens."""
+    first = shape.filters * shape.channel_mult[0]
+    time = 4 * first
+    _, text = shape.context
+
+    def dense(cin: int, cout: int) -> int:
+        return (cin + 1) * cout
+
+    def conv(cin: int, cout: int, _: int = 0) -> int:
+        return dense(9 * cin, cout)
+
+    def resnet(cin: int, cout: int, _: int) -> int:
+        shortcut = dense(cin, cout) if cin != cout else 0
+        return 2 * cin + conv(cin, cout) + dense(time, cout) + 2 * cout + conv(cout, cout) + shortcut
+
+    def transformer(c: int, _: int, __: int) -> int:
+        norms = 2 * c + 3 * 2 * c  # a group norm before the block, three layer norms in it
+        attention = (3 * c * c + dense(c, c)) + (c * c + 2 * text * c + dense(c, c))  # q, k, v have no bias
+        return norms + 2 * dense(c, c) + attention + dense(c, 8 * c) + dense(4 * c, c)
+
+    count = {"conv": conv, "resnet": resnet, "transformer": transformer}
+    rest = dense(first, time) + dense(time, time) + 2 * first  # the time embedding, the last norm
+    return rest + sum(count[kind](*numbers) for kind, *numbers in _layers(shape))
 
 
 def unet_flops(shape: UNetShape) -> int:
@@ -80,7 +118,7 @@ def unet_flops(shape: UNetShape) -> int:
 
 def family_shape(study: Study, filters: int) -> UNetShape:
     """The cost-bearing numbers of the study's U-Net at ``filters``."""
-    unet = study.config["unet"]
+    unet, text = study.config["unet"], study.text_params()
     return UNetShape(
         filters=filters,
         channel_mult=tuple(unet["channel_mult"]),
@@ -88,7 +126,7 @@ def family_shape(study: Study, filters: int) -> UNetShape:
         attention_levels=tuple(unet["attention_levels"]),
         latent_size=study.latent_size,
         latent_channels=study.config["autoencoder"]["latent_channels"],
-        context=(study.config["tokenizer"]["context_length"], study.config["clip"]["text_width"]),
+        context=(text["context_length"], text["width"]),
     )
 
 

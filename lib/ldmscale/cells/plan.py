@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from itertools import product
 
-from ldmscale.cells.cell import LEVELS, Cell
+from ldmscale.cells.cell import LEVELS, TASKS, Cell
 from ldmscale.cells.cost import norm_costs, steps_at_cost
 from ldmscale.config.study import Study
 from ldmscale.errors import UserError
@@ -18,7 +18,6 @@ def expand(study: Study, name: str) -> list[Cell]:
     """
     spec = study.config["experiments"][name]
     models = list(study.models) if spec["models"] == "all" else spec["models"]
-    weights = study.checkpoints if spec["weights"] == "all" else study.checkpoints[-1:]
     costs = norm_costs(study)
     cells: dict[Cell, None] = {}  # ordered, and without the repeats that rounding makes of nearby costs
     for model in models:
@@ -29,6 +28,8 @@ def expand(study: Study, name: str) -> list[Cell]:
                 min(steps_at_cost(cost, costs[model]), study.config["diffusion"]["steps"] - 1) for cost in spec["costs"]
             ]
         )
+        weights = study.checkpoints(model)
+        weights = weights if spec["weights"] == "all" else weights[-1:]
         for w, sampler, s, cfg in product(weights, spec["samplers"], steps, spec["cfg"]):
             cells[Cell("t2i", model, w, sampler, s, float(cfg))] = None
     return list(cells)
@@ -63,10 +64,11 @@ class Plan:
         if prefix in self._by_prefix:
             return self._by_prefix[prefix]
         cell = Cell.parse(prefix)
-        known = {"task": ("t2i",), "model": self.study.models, "weights": self.study.checkpoints,
-                 "sampler": self.study.config["sampling"]["spacing"]}  # fmt: skip
-        for name, values in known.items():
-            if getattr(cell, name) not in values:
+        known = {"task": lambda: TASKS, "model": lambda: self.study.models,
+                 "weights": lambda: self.study.checkpoints(cell.model),
+                 "sampler": lambda: self.study.config["sampling"]["spacing"]}  # fmt: skip
+        for name, those in known.items():
+            if getattr(cell, name) not in (values := those()):
                 raise UserError(
                     f"'{prefix}': {name} '{getattr(cell, name)}' is not in this study ({', '.join(values)})"
                 )

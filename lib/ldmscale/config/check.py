@@ -9,6 +9,7 @@ from pathlib import Path
 
 import jsonschema
 
+from ldmscale.config.published import CLIP_VOCABULARY
 from ldmscale.errors import UserError
 
 
@@ -73,9 +74,10 @@ def _alternatives(error: jsonschema.ValidationError, key: str) -> str:
     branches: dict[int, list[jsonschema.ValidationError]] = {}
     for nested in error.context:
         branches.setdefault(nested.schema_path[0], []).append(nested)
-    for errors in branches.values():
-        if not any(e.validator in ("type", "const") and not e.relative_path for e in errors):
-            return _sentence(errors[0])
+    for other in (("type", "const", "enum"), ("type", "const")):  # a list of names fits a name alone
+        for errors in branches.values():
+            if not any(e.validator in other and not e.relative_path for e in errors):
+                return _sentence(errors[0])
     kinds = [e.validator_value for e in error.context if not e.relative_path and e.validator in ("type", "const")]
     return f"{key} is {error.instance!r}, but must be {' or '.join(map(str, kinds))}"
 
@@ -102,7 +104,8 @@ def _family(config: dict) -> Iterator[str]:
     for name in sorted({n for n in names if names.count(n) > 1}):
         yield f"models: the name '{name}' is used {names.count(name)} times; every model needs its own"
     widths = [m["filters"] for m in config["models"]]
-    if widths != sorted(set(widths)):
+    trained = [m["filters"] for m in config["models"] if "weights" not in m]
+    if widths != sorted(widths) or len(trained) != len(set(trained)):
         yield f"models: filters are {widths}, but must ascend, each used once"
     unet = config["unet"]
     levels = len(unet["channel_mult"])
@@ -115,9 +118,9 @@ def _family(config: dict) -> Iterator[str]:
                 f"models: '{model['name']}' has filters {f}, "
                 f"which unet.norm_groups {unet['norm_groups']} does not divide"
             )
-        attending = [m for m, on in zip(unet["channel_mult"], unet["attention_levels"], strict=False) if on]
-        if any(f * m % unet["heads"] for m in [*attending, unet["channel_mult"][-1]]):
-            yield f"models: '{model['name']}' has filters {f}, whose levels unet.heads {unet['heads']} does not divide"
+        yield from _heads(model, unet)
+        if "weights" in model and "pretrain" in model:
+            yield f"models: '{model['name']}' has both weights and pretrain: a published model is not trained"
     for where, pretrain in [("pretrain", config["pretrain"])] + [
         (f"models: '{m['name']}': pretrain", {**config["pretrain"], **m["pretrain"]})
         for m in config["models"]
@@ -134,6 +137,22 @@ def _family(config: dict) -> Iterator[str]:
         yield "diffusion.beta_start must be under diffusion.beta_end"
 
 
+def _heads(model: dict, unet: dict) -> Iterator[str]:
+    levels = len(unet["channel_mult"])
+    heads, whose = (model["heads"], "its heads") if "heads" in model else (unet["heads"], "unet.heads")
+    by_level = [heads] * levels if isinstance(heads, int) else heads
+    if len(by_level) != levels:
+        yield f"models: '{model['name']}' has {len(by_level)} heads, but unet.channel_mult has {levels} levels"
+        return
+    attending = [*unet["attention_levels"][:-1], True]  # the middle block attends at the last level
+    widths = [model["filters"] * m for m in unet["channel_mult"]]
+    if any(on and width % h for width, h, on in zip(widths, by_level, attending, strict=False)):
+        yield (
+            f"models: '{model['name']}' has filters {model['filters']}, "
+            f"whose attending levels {whose} {heads} does not divide"
+        )
+
+
 def _encoders(config: dict) -> Iterator[str]:
     size, ae, clip = config["data"]["image_size"], config["autoencoder"], config["clip"]
     factor = 2 ** (len(ae["channel_mult"]) - 1)
@@ -147,11 +166,25 @@ def _encoders(config: dict) -> Iterator[str]:
             f"autoencoder.channels {ae['channels']} gives widths that "
             f"autoencoder.norm_groups {ae['norm_groups']} does not divide"
         )
-    if size % clip["patch"]:
-        yield f"clip.patch is {clip['patch']}, but must divide data.image_size ({size})"
-    for key in ("image_width", "text_width"):
-        if clip[key] % clip["heads"]:
-            yield f"clip.{key} is {clip[key]}, but must be a multiple of clip.heads ({clip['heads']})"
+    if clip["published"]:
+        if not clip["weights"]:
+            yield f"clip.published is {clip['published']}, but clip.weights is null: give the path of its weights"
+    else:
+        if size % clip["patch"]:
+            yield f"clip.patch is {clip['patch']}, but must divide data.image_size ({size})"
+        for key in ("image_width", "text_width"):
+            if clip[key] % clip["heads"]:
+                yield f"clip.{key} is {clip[key]}, but must be a multiple of clip.heads ({clip['heads']})"
+    for key, section in (("clip", clip), ("text_encoder", config["text_encoder"] or {})):
+        if not (published := section.get("published")):
+            continue
+        if not config["tokenizer"]["files"]:
+            yield f"tokenizer.files is null, but {key}.published needs CLIP's published tokenizer: give its folder"
+        own = published if isinstance(published, dict) else {}
+        for name, standard in CLIP_VOCABULARY.items():
+            have, need = config["tokenizer"][name], own.get(name, standard)
+            if have != need:
+                yield f"tokenizer.{name} is {have}, but {key}.published needs {need}"
 
 
 def _experiments(config: dict) -> Iterator[str]:

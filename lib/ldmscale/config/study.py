@@ -7,14 +7,23 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from ldmscale.config.published import clip_shape, text_shape
+
+PUBLISHED = "published"  # what the weights of a model that is not trained here are called
+
 
 @dataclass(frozen=True)
 class Model:
-    """A member of the family: its ``filters`` and its pretraining settings, overrides applied."""
+    """A member of the family: its ``filters`` and its pretraining settings, overrides applied.
+
+    A published member has the path of its weights as ``weights``, and may have ``heads`` of its own.
+    """
 
     name: str
     filters: int
     pretrain: dict[str, Any]
+    weights: str | None = None
+    heads: int | tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -40,7 +49,9 @@ class Study:
         """The family by name, ascending in size."""
         common = self.config["pretrain"]
         return {
-            m["name"]: Model(m["name"], m["filters"], {**common, **m.get("pretrain", {})})
+            m["name"]: Model(
+                m["name"], m["filters"], {**common, **m.get("pretrain", {})}, m.get("weights"), m.get("heads")
+            )
             for m in self.config["models"]
         }
 
@@ -49,17 +60,23 @@ class Study:
         """Side of a latent: the image's over two to the number of halvings."""
         return self.config["data"]["image_size"] // 2 ** (len(self.config["autoencoder"]["channel_mult"]) - 1)
 
-    @property
-    def checkpoints(self) -> list[str]:
-        """Names of the weights along training, ``pretrain-<step>``, ascending."""
+    def checkpoints(self, model: str) -> list[str]:
+        """Names of the model's weights along training, ``pretrain-<step>``, ascending; ``published`` if not trained."""
+        if self.models[model].weights:
+            return [PUBLISHED]
         return [f"pretrain-{step}" for step in self.config["pretrain"]["checkpoints"]]
 
     def unet_params(self, model: str) -> dict[str, Any]:
         """Keyword arguments of :class:`ldmscale.models.unet.UNetConfig` for ``model``."""
+        member = self.models[model]
+        return {**self.network(member.filters), **({"heads": member.heads} if member.heads else {})}
+
+    def network(self, filters: int) -> dict[str, Any]:
+        """Keyword arguments of the family's ``UNetConfig`` at ``filters``."""
         return {
-            "filters": self.models[model].filters,
+            "filters": filters,
             **self.config["unet"],
-            "context_width": self.config["clip"]["text_width"],
+            "context_width": self.text_params()["width"],
             "in_channels": self.config["autoencoder"]["latent_channels"],
             "out_channels": self.config["autoencoder"]["latent_channels"],
         }
@@ -70,10 +87,32 @@ class Study:
         return {key: self.config["autoencoder"][key] for key in keys}
 
     def clip_params(self) -> dict[str, Any]:
-        """Keyword arguments of :class:`ldmscale.models.clip.CLIPConfig`."""
+        """Keyword arguments of :class:`ldmscale.models.clip.CLIPConfig`: the published one's, or the study's own."""
+        section = self.config["clip"]
+        if section["published"]:
+            return clip_shape(section["published"])
         keys = ("patch", "image_width", "image_depth", "text_width", "text_depth", "heads", "embed_dim")
         return {
             "image_size": self.config["data"]["image_size"],
-            **{key: self.config["clip"][key] for key in keys},
-            **self.config["tokenizer"],
+            **{key: section[key] for key in keys},
+            **{key: self.config["tokenizer"][key] for key in ("vocab_size", "context_length")},
+        }
+
+    def text_params(self) -> dict[str, Any]:
+        """Keyword arguments of :class:`ldmscale.models.clip.TextTower` for what the U-Nets attend to.
+
+        Without a ``text_encoder`` in the config that is the text tower of the study's CLIP.
+        """
+        section = self.config["text_encoder"]
+        if section:
+            return text_shape(section["published"])
+        clip = self.clip_params()
+        return {
+            "width": clip["text_width"],
+            "depth": clip["text_depth"],
+            "heads": clip.get("text_heads", clip.get("heads")),
+            "mlp": clip.get("text_mlp"),
+            "activation": clip.get("activation", "quick_gelu"),
+            "vocab_size": clip["vocab_size"],
+            "context_length": clip["context_length"],
         }

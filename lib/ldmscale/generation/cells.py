@@ -82,10 +82,3 @@ def generate(cells: list[dict[str, Any]], folder: Path, generator: Generator, pr
         write_manifest(target / "sample.json", "generate", spec["digest"], evaluations=evaluations,
                        images={s: splits.count(s) for s in dict.fromkeys(splits)})  # fmt: skip
         say(f"{number}/{len(cells)}  {spec['path']}")
-
-
-def unet_shapes(net: UNetConfig, latent_size: int, context: tuple[int, int]) -> Any:
-    """Shapes of a U-Net's parameters, nothing allocated; ``context`` is (tokens, width) of the text states."""
-    z = jax.ShapeDtypeStruct((1, latent_size, latent_size, net.in_channels), np.float32)
-    t, states = jax.ShapeDtypeStruct((1,), np.int32), jax.ShapeDtypeStruct((1, *context), np.float32)
-    return jax.eval_shape(UNet(net).init, jax.random.key(0), z, t, states)["params"]

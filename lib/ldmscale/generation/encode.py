@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ldmscale.models.autoencoder import Autoencoder, AutoencoderConfig
-from ldmscale.models.clip import CLIP, CLIPConfig
+from ldmscale.models.clip import CLIP, CLIPConfig, TextModel, TextTower, preprocess
 from ldmscale.tasks.autoencoder import to_unit
 
 
@@ -28,18 +28,29 @@ def in_batches(fn: Callable[..., Any], batch: int, *arrays: np.ndarray) -> Any:
 
 
 class Encoders:
-    """Compiled passes of a trained autoencoder and CLIP, in batches of ``batch`` images or captions."""
+    """Compiled passes of an autoencoder, a CLIP and a text encoder, in batches of ``batch`` images or captions."""
 
-    def __init__(self, ae: AutoencoderConfig | None = None, clip: CLIPConfig | None = None, batch: int = 128):
+    def __init__(
+        self,
+        ae: AutoencoderConfig | None = None,
+        clip: CLIPConfig | None = None,
+        text: TextTower | None = None,
+        batch: int = 128,
+    ):
         self.batch = batch
         if ae is not None:
             net = Autoencoder(ae)
             self._moments = jax.jit(lambda p, x: net.apply({"params": p}, to_unit(x), method="encode"))
             self._decode = jax.jit(lambda p, z: _to_pixels(net.apply({"params": p}, z, method="decode")))
         if clip is not None:
-            tower = CLIP(clip)
-            self._image = jax.jit(lambda p, x: tower.apply({"params": p}, to_unit(x), method="encode_image"))
-            self._text = jax.jit(lambda p, t: tower.apply({"params": p}, t, method="encode_text"))
+            towers = CLIP(clip)
+            prepare = to_unit if clip.pixels == "unit" else partial(preprocess, image_size=clip.image_size)
+            image = jax.jit(lambda p, x: towers.apply({"params": p}, x, method="encode_image"))
+            self._image = lambda p, x: image(p, prepare(x))
+            self._embed = jax.jit(lambda p, t: towers.apply({"params": p}, t, method="encode_text")[1])
+        if text is not None:
+            encoder = TextModel(text)
+            self._states = jax.jit(lambda p, t: encoder.apply({"params": p}, t))
 
     def moments(self, params: Any, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """uint8 [N,S,S,3] -> mean and standard deviation of the latents, float32 [N,h,w,C]."""
@@ -54,9 +65,13 @@ class Encoders:
         """uint8 [N,S,S,3] -> (features [N,width], unit embedding [N,E])."""
         return in_batches(partial(self._image, params), self.batch, images)
 
-    def text(self, params: Any, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """int32 [N,L] -> (states [N,L,width], unit embedding [N,E])."""
-        return in_batches(partial(self._text, params), self.batch, tokens)
+    def text_embeddings(self, params: Any, tokens: np.ndarray) -> np.ndarray:
+        """int32 [N,L] -> CLIP's unit embeddings [N,E]."""
+        return in_batches(partial(self._embed, params), self.batch, tokens)
+
+    def states(self, params: Any, tokens: np.ndarray) -> np.ndarray:
+        """int32 [N,L] -> the text encoder's states [N,L,width], what a U-Net attends to."""
+        return in_batches(partial(self._states, params), self.batch, tokens)
 
 
 def _to_pixels(images: jax.Array) -> jax.Array:

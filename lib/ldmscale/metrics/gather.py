@@ -12,9 +12,10 @@ import pandas as pd
 from ldmscale.cells.cell import Cell
 from ldmscale.errors import UserError
 from ldmscale.models.autoencoder import Autoencoder, AutoencoderConfig
-from ldmscale.models.clip import CLIP, CLIPConfig
+from ldmscale.models.clip import TextModel, TextTower
 from ldmscale.models.flops import count_flops, unet_cost
 from ldmscale.models.unet import UNetConfig
+from ldmscale.training.weights import parameter_shapes
 
 GUIDED_EVALUATIONS = 2
 
@@ -26,12 +27,11 @@ def scores_table(rows: list[dict[str, Any]], family: dict[str, Any]) -> pd.DataF
     step, ``sampling_tflops`` is a whole image's (text encoder and decoder included), ``train_gflops`` the paper's
     training axis (GFLOPs of an evaluation x optimiser steps), ``train_flops`` what training took (3 x forward x batch).
     """
-    clip, size, channels = CLIPConfig(**family["clip"]), family["latent_size"], family["ae"]["latent_channels"]
+    text, size, channels = TextTower(**family["text"]), family["latent_size"], family["ae"]["latent_channels"]
     nets = {model: UNetConfig(**net) for model, net in family["models"].items()}
-    costs = {model: unet_cost(net, size, clip.context_length) for model, net in nets.items()}
-    some = next(iter(family["models"].values()))
-    reference = unet_cost(UNetConfig(**{**some, "filters": family["reference_filters"]}), size, clip.context_length)
-    fixed = encoder_flops(AutoencoderConfig(**family["ae"]), clip, (size, size, channels))
+    costs = {model: unet_cost(net, size, text.context_length) for model, net in nets.items()}
+    reference = unet_cost(UNetConfig(**family["reference"]), size, text.context_length)
+    fixed = encoder_flops(AutoencoderConfig(**family["ae"]), text, (size, size, channels))
     table = []
     for row in rows:
         cell = Cell.parse(row["cell"])
@@ -67,15 +67,10 @@ def scores_table(rows: list[dict[str, Any]], family: dict[str, Any]) -> pd.DataF
     return frame.sort_values(["filters", "cell", "split"], ignore_index=True)
 
 
-def encoder_flops(ae: AutoencoderConfig, clip: CLIPConfig, latent: tuple[int, int, int]) -> int:
+def encoder_flops(ae: AutoencoderConfig, text: TextTower, latent: tuple[int, int, int]) -> int:
     """FLOPs of what an image costs beside the U-Net: its caption and the empty one encoded, its latent decoded."""
-    decoder, tower = Autoencoder(ae), CLIP(clip)
-    key, z = jax.random.key(0), jax.ShapeDtypeStruct((1, *latent), jnp.float32)
-    image = jnp.zeros((1, latent[0] * ae.factor, latent[1] * ae.factor, 3))
-    tokens = jnp.zeros((1, clip.context_length), jnp.int32)
-    ae_params = jax.eval_shape(decoder.init, key, image)
-    pixels = jnp.zeros((1, clip.image_size, clip.image_size, 3))
-    clip_params = jax.eval_shape(tower.init, key, pixels, tokens)
-    decode = count_flops(lambda p, x: decoder.apply(p, x, method="decode"), ae_params, z)
-    text = count_flops(lambda p, t: tower.apply(p, t, method="encode_text"), clip_params, tokens)
-    return decode + 2 * text
+    decoder, encoder = Autoencoder(ae), TextModel(text)
+    z = jax.ShapeDtypeStruct((1, *latent), jnp.float32)
+    decode = count_flops(lambda p, x: decoder.apply({"params": p}, x, method="decode"), parameter_shapes(ae), z)
+    tokens = jax.ShapeDtypeStruct((1, text.context_length), jnp.int32)
+    return decode + 2 * count_flops(lambda p, t: encoder.apply({"params": p}, t), parameter_shapes(text), tokens)

@@ -28,8 +28,10 @@ def save_tree(path: str | Path, tree: Any, **metadata: object) -> None:
         )
 
 
-def load_tree(path: str | Path, like: Any) -> tuple[Any, dict[str, Any]]:
+def load_tree(path: str | Path, like: Any, branch: str = "") -> tuple[Any, dict[str, Any]]:
     """Read what :func:`save_tree` wrote into the structure of ``like`` (arrays or shapes) -> (tree, metadata).
+
+    With ``branch``, the name of one of the tree's top-level entries, that entry alone is read.
 
     Raises:
         UserError: the file is missing or damaged, or a tensor is missing, extra, mis-shaped, of another type or not
@@ -37,7 +39,9 @@ def load_tree(path: str | Path, like: Any) -> tuple[Any, dict[str, Any]]:
     """
     try:
         with safe_open(path, framework="numpy") as file:
-            stored = {name: file.get_tensor(name) for name in file.keys()}
+            prefix = f"{branch}." if branch else ""
+            names = [name for name in file.keys() if name.startswith(prefix)]
+            stored = {name.removeprefix(prefix): file.get_tensor(name) for name in names}
             metadata = json.loads((file.metadata() or {}).get(METADATA, "{}"))
     except FileNotFoundError:
         raise UserError(f"{path} is missing: run the rule that makes it again with --forcerun") from None
@@ -59,6 +63,15 @@ def load_tree(path: str | Path, like: Any) -> tuple[Any, dict[str, Any]]:
             raise UserError(f"{path}: tensor '{name}' holds values that are not finite")
         leaves.append(stored[name])
     return jax.tree.unflatten(jax.tree.structure(like), leaves), metadata
+
+
+def is_checkpoint(path: str | Path) -> bool:
+    """Whether ``path`` is a safetensors file with tensors named and laid out as :func:`save_tree` does."""
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return any(name.endswith("kernel") for name in file.keys())  # PyTorch's have weights
+    except (SafetensorError, OSError):
+        return False
 
 
 def _named(tree: Any) -> list[tuple[str, Any]]:

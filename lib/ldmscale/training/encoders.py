@@ -6,14 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-
-from ldmscale.models.autoencoder import Autoencoder, AutoencoderConfig
-from ldmscale.models.clip import CLIP, CLIPConfig
+from ldmscale.models.autoencoder import AutoencoderConfig
+from ldmscale.models.clip import CLIPConfig, TextTower
 from ldmscale.provenance import read_manifest
-from ldmscale.training.checkpoint import load_tree
+from ldmscale.training.checkpoint import is_checkpoint, load_tree
 from ldmscale.training.loop import Task, TrainConfig, train
+from ldmscale.training.weights import load_weights, parameter_shapes
 
 
 def train_encoder(task: Task, params: dict[str, Any], folder: Path, say: Callable[[str], None]) -> Path:
@@ -23,25 +21,13 @@ def train_encoder(task: Task, params: dict[str, Any], folder: Path, say: Callabl
     return train(task, config, folder, params["digest"], keep=[config.steps], say=say)[config.steps]
 
 
-def parameter_shapes(config: AutoencoderConfig | CLIPConfig) -> Any:
-    """Shapes of the network's parameters, nothing allocated."""
-    key = jax.random.key(0)
-    if isinstance(config, AutoencoderConfig):
-        return jax.eval_shape(Autoencoder(config).init, key, jnp.zeros((1, 8 * config.factor, 8 * config.factor, 3)))[
-            "params"
-        ]
-    images = jnp.zeros((1, config.image_size, config.image_size, 3))
-    return jax.eval_shape(CLIP(config).init, key, images, jnp.zeros((1, config.context_length), jnp.int32))["params"]
+def load_encoder(manifest: str | Path, digest: str, config: AutoencoderConfig | CLIPConfig | TextTower) -> Any:
+    """Parameters of the autoencoder, CLIP or text encoder whose rule wrote ``manifest`` under ``digest``.
 
-
-def check_weights(path: str, config: AutoencoderConfig | CLIPConfig) -> Path:
-    """The path itself, once every tensor of the file fits ``config``; ``UserError`` otherwise."""
-    load_tree(path, parameter_shapes(config))
-    return Path(path)
-
-
-def load_encoder(manifest: str | Path, digest: str, config: AutoencoderConfig | CLIPConfig) -> Any:
-    """Parameters of the autoencoder or CLIP whose rule wrote ``manifest`` under ``digest``."""
-    stage = "autoencoder" if isinstance(config, AutoencoderConfig) else "clip"
+    A text encoder may be the text tower of a CLIP.
+    """
+    stage = Path(manifest).stem
     path = read_manifest(manifest, stage, digest)["weights"]
-    return load_tree(path, parameter_shapes(config))[0]
+    if stage == "clip" and isinstance(config, TextTower) and is_checkpoint(path):
+        return load_tree(path, parameter_shapes(config), branch="text_model")[0]
+    return load_weights(path, config)

@@ -1,0 +1,51 @@
+"""``config.yaml`` and its overlays, read as Snakemake reads them, for what runs outside the workflow."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ldmscale.config.check import check
+from ldmscale.config.study import Study
+from ldmscale.errors import UserError
+
+DEFAULTS, SCHEMA = Path("config.yaml"), Path("schemas") / "config.schema.json"
+
+
+def read_study(overlays: Iterable[str | Path], folder: str | Path = ".") -> Study:
+    """The study of ``folder``'s config.yaml with ``overlays`` merged over it in order, as by ``--configfile``.
+
+    Raises:
+        UserError: a file is missing or no mapping in YAML, or the merged config is not a valid one.
+    """
+    defaults, schema = Path(folder) / DEFAULTS, Path(folder) / SCHEMA
+    if not defaults.is_file() or not schema.is_file():
+        raise UserError(f"{defaults} or {schema} is not there: run this in the folder of ldmscale's Snakefile")
+    config = _read(defaults)
+    for overlay in overlays:
+        config = merge(config, _read(Path(overlay)))
+    check(config, schema)
+    return Study(config)
+
+
+def merge(config: Any, overlay: Mapping) -> dict:
+    """``config`` with the keys of ``overlay``, mappings merged key by key and everything else replaced whole."""
+    merged = dict(config) if isinstance(config, Mapping) else {}
+    for key, value in overlay.items():
+        merged[key] = merge(merged.get(key), value) if isinstance(value, Mapping) else value
+    return merged
+
+
+def _read(path: Path) -> dict:
+    try:
+        value = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}): give the path of a config file") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path} holds no keys at its top level: it must be a config, such as config.yaml")
+    return value

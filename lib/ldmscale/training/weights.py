@@ -1,0 +1,62 @@
+"""The weights of a network, whoever wrote them: this pipeline's own checkpoints and published files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from ldmscale.models.autoencoder import Autoencoder, AutoencoderConfig
+from ldmscale.models.autoencoder_weights import load_autoencoder
+from ldmscale.models.clip import CLIP, CLIPConfig, TextModel, TextTower
+from ldmscale.models.clip_weights import load_clip, load_text_model
+from ldmscale.models.unet import UNet, UNetConfig
+from ldmscale.models.unet_weights import load_unet
+from ldmscale.training.checkpoint import is_checkpoint, load_tree
+
+Config = AutoencoderConfig | CLIPConfig | TextTower | UNetConfig
+PUBLISHED = {
+    AutoencoderConfig: load_autoencoder,
+    CLIPConfig: load_clip,
+    TextTower: load_text_model,
+    UNetConfig: load_unet,
+}
+
+
+def parameter_shapes(config: Config) -> Any:
+    """Shapes of the network's parameters, nothing allocated."""
+
+    def shape(*sizes: int, dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(sizes, dtype)
+
+    match config:
+        case AutoencoderConfig():
+            network, args = Autoencoder(config), (shape(1, 8 * config.factor, 8 * config.factor, 3),)
+        case CLIPConfig():
+            images = shape(1, config.image_size, config.image_size, 3)
+            network, args = CLIP(config), (images, shape(1, config.context_length, dtype=jnp.int32))
+        case TextTower():
+            network, args = TextModel(config), (shape(1, config.context_length, dtype=jnp.int32),)
+        case UNetConfig():
+            side = 2 ** len(config.widths)  # of any latent; the parameters do not depend on it
+            latent, text = shape(1, side, side, config.in_channels), shape(1, 1, config.context_width)
+            network, args = UNet(config), (latent, shape(1, dtype=jnp.int32), text)
+    return jax.eval_shape(network.init, jax.random.key(0), *args)["params"]
+
+
+def load_weights(path: str | Path, config: Config) -> Any:
+    """Parameters of ``config``'s network from one of this pipeline's checkpoints or a published file or folder.
+
+    Raises:
+        UserError: naming the tensor that is missing, extra, mis-shaped or not finite, or what is wrong with the file.
+    """
+    like = parameter_shapes(config)
+    return load_tree(path, like)[0] if is_checkpoint(path) else PUBLISHED[type(config)](path, like)
+
+
+def check_weights(path: str | Path, config: Config) -> Path:
+    """The path itself, once every tensor of the file fits ``config``; ``UserError`` otherwise."""
+    load_weights(path, config)
+    return Path(path)

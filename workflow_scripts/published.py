@@ -1,0 +1,12 @@
+"""Check the published weights of a member of the family."""
+
+from ldmscale.config.study import PUBLISHED
+from ldmscale.jobs import job
+from ldmscale.models.unet import UNetConfig
+from ldmscale.provenance import write_manifest
+from ldmscale.training.weights import check_weights
+
+with job(snakemake.log[0], snakemake.threads):
+    params = snakemake.params[0]
+    weights = check_weights(params["weights"], UNetConfig(**params["net"]))
+    write_manifest(snakemake.output[0], "published", params["digest"], weights={PUBLISHED: str(weights)})
