@@ -45,7 +45,7 @@ def model_of(wildcards):
 def shown_cells(wildcards):
     """The generation jobs whose pictures a figure shows; figures without prompts show curves alone."""
     settings = config["figures"][wildcards.figure]
-    if not {"prompt", "prompts", "rows"} & set(settings):
+    if not {"prompt", "prompts", "rows", "pair"} & set(settings):
         return []
     jobs = {plan.generation_job(cell) for cell in plan.experiments[settings["experiment"]]}
     return [f"{results}/cells/{job}/generated.json" for job in sorted(jobs)]

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import numpy as np
+
 from ldmscale.data.encoded import PROMPT_SPLITS, Prompts
 from ldmscale.data.records import read_split
 from ldmscale.data.tokenizer import load_tokenizer
@@ -28,5 +30,15 @@ with job(snakemake.log[0], snakemake.threads):
     states = {split: encoders.states(text_weights, rows) for split, rows in tokens.items()}
     embeddings = {split: encoders.text_embeddings(clip_weights, rows) for split, rows in tokens.items()}
     null = encoders.states(text_weights, bpe.encode([""], text.context_length))[0]
-    Prompts(states, embeddings, null).save(Path(snakemake.output[0]).parent)
+
+    pairs = params["interpolation"].get("pairs", [])
+    ends = bpe.encode([prompt for pair in pairs for prompt in pair], text.context_length)
+    between, targets = np.zeros((0, 0, *null.shape), np.float32), np.zeros((0, 2, 0), np.float32)
+    if pairs:
+        ways = encoders.states(text_weights, ends).reshape(len(pairs), 2, 1, *null.shape)
+        share = np.float32(params["interpolation"]["alphas"])[:, None, None]
+        between = share * ways[:, 0] + (1 - share) * ways[:, 1]
+        targets = encoders.text_embeddings(clip_weights, ends).reshape(len(pairs), 2, -1)
+
+    Prompts(states, embeddings, null, between, targets).save(Path(snakemake.output[0]).parent)
     write_manifest(snakemake.output[0], "prompts", params["digest"], texts=texts)

@@ -16,7 +16,7 @@ with job(snakemake.log[0], snakemake.threads):
     clip = CLIPConfig(**params["clip"])
     read_manifest(data, "data", params["inputs"]["data"])
     weights = load_encoder(snakemake.input.clip, params["inputs"]["clip"], clip)
-    features, label = study_features(clip, weights, params["features"]["inception"])
+    features, label = study_features(clip, weights, params["features"]["clip"], params["features"]["inception"])
     for split in SPLITS:
         images = read_split(data.parent, split).images
         save_array(Path(snakemake.output[0]).with_name(f"{split}.npy"), features(images)[0])

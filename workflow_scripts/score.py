@@ -17,10 +17,14 @@ with job(snakemake.log[0], snakemake.threads) as say:
     weights = load_encoder(snakemake.input.clip, inputs["clip"], clip)
     read_manifest(snakemake.input.prompts, "prompts", inputs["prompts"])
     read_manifest(snakemake.input.reference, "reference", inputs["reference"])
-    features, label = study_features(clip, weights, params["features"]["inception"])
+    name = params["features"]["clip"]
+    features, label = study_features(clip, weights, name, params["features"]["inception"])
     reference = {s: load_array(Path(snakemake.input.reference).with_name(f"{s}.npy")) for s in SPLITS}
-    text = Prompts.load(Path(snakemake.input.prompts).parent).embeddings
-    scorer = Scorer(features, label, reference, text, params["replicates"], params["seed"])
+    prompts = Prompts.load(Path(snakemake.input.prompts).parent)
+    scorer = Scorer(
+        features, label, name, reference, prompts.embeddings, prompts.ends, params["alphas"], params["replicates"],
+        params["seed"],
+    )  # fmt: skip
     root = Path(re.sub(r"task=.*", "", snakemake.output[0]))
     rows = score(params["cells"], root, scorer, params["keep_images"], say)
     write_manifest(snakemake.output[0], "score", params["digest"], rows=rows)

@@ -155,7 +155,8 @@ def test_a_scoring_job_needs_the_generation_jobs_of_its_cells_and_no_other():
     planned = plan()
     jobs = planned.generation_jobs("task=t2i/model=f4")
     assert jobs and all("model=f4/" in job for job in jobs)
-    assert set(jobs) | set(planned.generation_jobs("task=t2i/model=f8")) == set(planned.generation_jobs())
+    others = [f"task={task}/model={model}" for task in ("t2i", "interpolation") for model in ("f4", "f8")]
+    assert {job for other in others for job in planned.generation_jobs(other)} == set(planned.generation_jobs())
     assert planned.generation_jobs(GOOD) == [GOOD]
 
 
@@ -180,7 +181,7 @@ def test_a_cell_outside_the_plan_stands_for_itself():
         ({"model": "f99"}, "model 'f99' is not in this study (f4, f8)"),
         ({"weights": "pretrain-30"}, "weights 'pretrain-30' is not in this study (pretrain-20, pretrain-40)"),
         ({"sampler": "euler"}, "sampler 'euler' is not in this study (ddim, ddpm, dpmpp2m)"),
-        ({"task": "superres"}, "task 'superres' is not in this study (t2i)"),
+        ({"task": "superres"}, "task 'superres' is not in this study (t2i, interpolation)"),
         ({"steps": 0}, "steps"),
         ({"steps": 1000}, "steps"),
         ({"cfg": -1.0}, "cfg"),

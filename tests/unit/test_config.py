@@ -65,6 +65,12 @@ BAD = [
         ["tokenizer.vocab_size is 300", "needs 49408"],
     ),
     ({"text_encoder": {"weights": "w", "published": {"width": 8}}}, ["text_encoder.published", "depth"]),
+    ({"interpolation": None}, ["interpolation is null", "experiments.interpolation"]),
+    ({"interpolation": {"alphas": [1.0, 0.5]}}, ["interpolation.alphas", "1 and 0"]),
+    ({"experiments": {"interpolation": {"scored": False}}}, ["experiments.interpolation.scored"]),
+    ({"figures": {"fig24": {"experiment": "headline"}}}, ["figures.fig24.experiment", "interpolation"]),
+    ({"figures": {"fig01": {"experiment": "interpolation"}}}, ["figures.fig01.experiment", "t2i"]),
+    ({"figures": {"fig24": {"pair": 1}}}, ["figures.fig24.pair is 1", "0 to 0"]),
     ({"autoencoder": {"scale": 0}}, ["autoencoder.scale", "0"]),
     ({"models": [{"name": "a", "filters": 8, "pretrain": {"lr": 1}}]}, ["'lr'", "models[0].pretrain", "learning_rate"]),
     (

@@ -31,7 +31,9 @@ def prompts_of(**counts):
         for split, n in counts.items()
     }
     states = {split: value.astype(np.float32) for split, value in states.items()}
-    return Prompts(states, {s: v[:, 0] for s, v in states.items()}, rng.normal(size=(TOKENS, 8)).astype(np.float32))
+    null = rng.normal(size=(TOKENS, 8)).astype(np.float32)
+    between = rng.normal(size=(2, 3, TOKENS, 8)).astype(np.float32)
+    return Prompts(states, {s: v[:, 0] for s, v in states.items()}, null, between, between[:, :2, 0])
 
 
 PROMPTS = prompts_of(gallery=2, tuning=3, heldout=4)
@@ -77,6 +79,8 @@ def test_a_longer_gallery_leaves_the_other_images_alone(params, batch4):
         {**PROMPTS.states, "gallery": prompts_of(gallery=5).states["gallery"]},
         {**PROMPTS.embeddings, "gallery": prompts_of(gallery=5).embeddings["gallery"]},
         PROMPTS.null,
+        PROMPTS.between,
+        PROMPTS.ends,
     )
     cell = CELL.at(sampler="ddpm")
     before, after = sample(batch4, params, cell), sample(batch4, params, cell, longer)
@@ -84,6 +88,15 @@ def test_a_longer_gallery_leaves_the_other_images_alone(params, batch4):
     np.testing.assert_allclose(after["gallery"][:2], before["gallery"], atol=1e-5)
     for split in ("tuning", "heldout"):
         np.testing.assert_allclose(after[split], before[split], atol=1e-5)
+
+
+def test_an_interpolation_draws_every_state_with_the_same_noises():
+    states, numbers, splits = PROMPTS.interpolated(4)
+    assert set(splits) == {"interpolation"} and len(splits) == len(states) == len(numbers) == 2 * 3 * 4
+    for i, mixed in enumerate(PROMPTS.between.reshape(6, TOKENS, 8)):
+        assert (states[4 * i : 4 * i + 4] == mixed).all()
+        assert (numbers[4 * i : 4 * i + 4] == numbers[:4]).all()
+    assert len(set(numbers)) == 4 and not set(numbers) & set(PROMPTS.drawn(True)[1])
 
 
 def test_every_image_has_its_own_noise_from_the_seed_and_its_number():
@@ -204,7 +217,7 @@ CELLS = [CELL.at(steps=s, weights=f"pretrain-{w}") for w in (20, 40) for s in (1
 
 def specs(cells=CELLS, unscored=(), **changes):
     return [
-        {"path": c.path, "scored": c not in unscored, "spacing": "leading", "digest": f"d{i}", **changes}
+        {"path": c.path, "scored": c not in unscored, "spacing": "leading", "noises": None, "digest": f"d{i}", **changes}
         for i, c in enumerate(cells)
     ]
 
@@ -298,4 +311,4 @@ def test_latents_that_are_not_finite_are_no_pictures(tmp_path):
 
 def test_a_path_that_is_no_cell_is_refused(tmp_path):
     with pytest.raises(UserError, match="is not a cell"):
-        run(tmp_path, [{"path": "task=t2i/model=f4", "scored": True, "spacing": "leading", "digest": "d"}])
+        run(tmp_path, [{"path": "task=t2i/model=f4", "scored": True, "spacing": "leading", "noises": None, "digest": "d"}])

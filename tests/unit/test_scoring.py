@@ -14,8 +14,8 @@ from ldmscale.config.study import Study
 from ldmscale.data.encoded import save_array
 from ldmscale.errors import UserError
 from ldmscale.metrics.gather import scores_table
-from ldmscale.metrics.scores_file import read_scores, write_scores
 from ldmscale.metrics.score import SPLITS, Scorer, score
+from ldmscale.metrics.scores_file import read_scores, write_scores
 from ldmscale.models.flops import unet_cost
 from ldmscale.models.unet import UNetConfig
 from ldmscale.provenance import write_manifest
@@ -32,11 +32,14 @@ def features(images):
     return found, found / np.linalg.norm(found, axis=1, keepdims=True)
 
 
+ENDS = np.array([[[1.0, 0, 0], [0, 1, 0]], [[0, 0, 1], [0.6, 0.8, 0]]])  # the prompts of two pairs
+
+
 @pytest.fixture
 def scorer():
     real = {s: rng.normal(size=(n, 3)) for s, n in COUNTS.items()}
     text = {s: x / np.linalg.norm(x, axis=1, keepdims=True) for s, x in real.items()}
-    return Scorer(features, "means of colours", real, text, 20, 0)
+    return Scorer(features, "means of colours", "colours", real, text, ENDS, [1.0, 0.0], 20, 0)
 
 
 def draw(folder, digest="drawn"):
@@ -64,7 +67,7 @@ def test_a_cell_has_a_row_for_each_split_that_says_what_it_was_measured_with(tmp
     assert [(r["cell"], r["split"]) for r in rows] == [(c.path, s) for c in CELLS for s in SPLITS]
     for row in rows:
         assert row["n"] == row["n_reference"] == COUNTS[row["split"]]
-        assert row["fid_features"] == "means of colours" and row["clip_features"] == "study CLIP"
+        assert row["fid_features"] == "means of colours" and row["clip_features"] == "colours"
         assert row["evaluations"] == 5
         assert row["fid"] > 0 and -1 <= row["clip"] <= 1
         assert len(row["fid_reps"]) == len(row["clip_reps"]) == 20
@@ -112,6 +115,22 @@ def test_damaged_images_are_named_and_can_be_drawn_again(tmp_path, scorer):
         run(tmp_path, scorer)
     assert CELLS[1].path in str(caught.value) and CELLS[0].path not in str(caught.value)
     assert [(tmp_path / cell.path / "sample.json").exists() for cell in CELLS] == [True, False]
+
+
+def test_an_interpolation_has_a_row_for_each_pair_and_alpha_with_every_images_similarities(tmp_path, scorer):
+    cell = CELLS[0].at(task="interpolation")
+    images = np.random.default_rng(0).integers(0, 256, (2 * 2 * 3, 4, 4, 3), np.uint8)  # pairs, alphas, noises
+    save_array(tmp_path / cell.path / "interpolation.npy", images)
+    write_manifest(tmp_path / cell.path / "sample.json", "generate", "drawn", evaluations=5)
+    rows, _ = run(tmp_path, scorer, [{**specs()[0], "path": cell.path}], keep=False)
+    assert [(row["pair"], row["alpha"]) for row in rows] == [(0, 1.0), (0, 0.0), (1, 1.0), (1, 0.0)]
+    embeddings = features(images)[1]
+    for i, row in enumerate(rows):
+        mine = embeddings[3 * i : 3 * i + 3]
+        np.testing.assert_allclose(row["clip_a"], mine @ ENDS[row["pair"], 0])
+        np.testing.assert_allclose(row["clip_b"], mine @ ENDS[row["pair"], 1])
+        assert row["n"] == 3 and row["clip_features"] == "colours"
+    assert (tmp_path / cell.path / "interpolation.npy").exists()  # the figure shows them
 
 
 # ---------------------------------------------------------------- the tidy table

@@ -14,7 +14,21 @@ from ldmscale.cells.cell import Cell
 from ldmscale.metrics.scores_file import read_scores
 from ldmscale.provenance import read_json, read_manifest
 
-FIGURES = ("fig01", "fig02", "fig03", "fig07", "fig08", "fig09", "fig10", "fig11", "fig14", "fig15", "fig21", "fig22")
+FIGURES = (
+    "fig01",
+    "fig02",
+    "fig03",
+    "fig07",
+    "fig08",
+    "fig09",
+    "fig10",
+    "fig11",
+    "fig14",
+    "fig15",
+    "fig21",
+    "fig22",
+    "fig24",
+)
 CPU_SECONDS = 4 * 60 * 2  # four minutes on two cores, with other work on the machine not counted
 
 
@@ -71,8 +85,8 @@ def test_every_stage_was_made_from_what_the_config_says(results, chain):
 def test_every_model_has_its_checkpoints_and_learned_something(study, results, chain):
     for model in chain.study.models:
         weights = read_json(results / "models" / model / "pretrain.json")["weights"]
-        assert set(weights) == {"20", "40"}
-        assert (study / weights["20"]).read_bytes() != (study / weights["40"]).read_bytes()
+        assert set(weights) == {"pretrain-20", "pretrain-40"}
+        assert (study / weights["pretrain-20"]).read_bytes() != (study / weights["pretrain-40"]).read_bytes()
         losses = pd.read_json(results / "models" / model / "pretrain" / "loss.jsonl", lines=True)
         assert losses["step"].iloc[-1] == 40 and losses["step"].is_monotonic_increasing
         # The untrained network predicts zero, at a loss of one.
@@ -92,6 +106,8 @@ def test_every_cell_has_its_images(results, chain):
     for cell in chain.plan.cells:
         folder = results / "cells" / cell.path
         drawn = counts if chain.plan.is_scored(cell) else {"gallery": 2}
+        if cell.task == "interpolation":
+            drawn = {"interpolation": 3 * 4}  # alphas, noises
         assert {path.stem for path in folder.glob("*.npy")} == set(drawn)
         for split, count in drawn.items():
             images = np.load(folder / f"{split}.npy")
@@ -113,8 +129,14 @@ def test_cells_that_differ_in_one_thing_differ_in_their_images(results, chain):
 
 def test_the_table_of_scores_has_a_row_for_every_scored_cell_and_split(results, chain):
     table = read_scores(results / "scores.parquet", chain.scores()["digest"])
+    between = table[table["task"] == "interpolation"]
+    asked = [(cell.path, alpha) for cell in chain.plan.experiments["interpolation"] for alpha in (1.0, 0.5, 0.0)]
+    assert sorted(zip(between["cell"], between["alpha"], strict=True)) == sorted(asked)
+    assert all(len(values) == 4 for values in (*between["clip_a"], *between["clip_b"]))
+    table = table[table["task"] == "t2i"]
+    scored = [cell for cell in chain.plan.scored if cell.task == "t2i"]
     assert sorted(zip(table["cell"], table["split"], strict=True)) == sorted(
-        (cell.path, split) for cell in chain.plan.scored for split in ("heldout", "tuning")
+        (cell.path, split) for cell in scored for split in ("heldout", "tuning")
     )
     assert np.isfinite(table[["fid", "clip", "cost", "nfe_cost", "sampling_tflops"]].to_numpy()).all()
     assert (table["fid"] > 0).all() and table["clip"].between(-1, 1).all()

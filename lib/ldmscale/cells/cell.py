@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields, replace
 
 from ldmscale.errors import UserError
 
-TASKS = ("t2i",)
+TASKS = ("t2i", "interpolation")
 LEVELS = ("task", "model", "weights", "sampler", "steps", "cfg")
 
 

@@ -86,15 +86,18 @@ class Chain:
                           text=self.study.text_params(), scale=self.config["autoencoder"]["scale"])  # fmt: skip
 
     def _prompts(self) -> dict[str, Any]:
+        between = dict(self.config["interpolation"] or {})
+        between.pop("noises", None)
         return self._make("prompts", ("data", "tokenizer", "clip", "text"), gallery=self.config["gallery"],
-                          clip=self.study.clip_params(), text=self.study.text_params())  # fmt: skip
+                          interpolation=between, clip=self.study.clip_params(),
+                          text=self.study.text_params())  # fmt: skip
 
     def _reference(self) -> dict[str, Any]:
         return self._make("reference", ("data", "clip"), clip=self.study.clip_params(), features=self._features())
 
     def _features(self) -> dict[str, Any]:
         path = self.config["metrics"]["inception"]
-        return {"inception": path, "file": file_digest(path) if path else None}
+        return {"inception": path, "file": file_digest(path) if path else None, "clip": self.study.clip_name}
 
     def _pretrain(self, model: str) -> dict[str, Any]:
         settings = dict(self.study.models[model].pretrain)
@@ -127,9 +130,10 @@ class Chain:
         counts = self.config["data"]["counts"]
         inputs = [self.weights(cell), self["autoencoder"]["digest"], self["prompts"]["digest"]]
         spacing, scale = self.config["sampling"]["spacing"][cell.sampler], self.config["autoencoder"]["scale"]
+        noises = self.config["interpolation"]["noises"] if cell.task == "interpolation" else None
         made = digest("cell", cell.path, scored, spacing, self.config["diffusion"], self.study.seed, counts, inputs,
-                      scale, self._scale())  # fmt: skip
-        return {"path": cell.path, "scored": scored, "spacing": spacing, "digest": made}
+                      scale, self._scale(), noises)  # fmt: skip
+        return {"path": cell.path, "scored": scored, "spacing": spacing, "noises": noises, "digest": made}
 
     def generate(self, prefix: str) -> dict[str, Any]:
         """Params of the generation job ``prefix``: its cells and what all of them share."""
@@ -149,6 +153,7 @@ class Chain:
             raise UserError(f"'{prefix}' is not scored: every experiment that has it says `scored: false`")
         common = {"features": self._features(), "replicates": self.config["metrics"]["replicates"],
                   "seed": self.study.seed, "clip": self.study.clip_params(),
+                  "alphas": (self.config["interpolation"] or {}).get("alphas", []),
                   "inputs": {name: self[name]["digest"] for name in ("clip", "prompts", "reference")}}  # fmt: skip
         cells = [{**c, "score_digest": digest("score", common, c["digest"])} for c in made]
         return {**common, "cells": cells, "keep_images": self.config["sampling"]["keep_images"],
@@ -187,4 +192,5 @@ class Chain:
                    "context_length": self.study.text_params()["context_length"]}  # fmt: skip
         drawn = {cell.path: self.cell(cell)["digest"] for name in shown for cell in self.plan.experiments[name]}
         return {**self.report(*shown), "drawn": drawn, "settings": settings, "dpi": self.config["dpi"],
-                "gallery": self.config["gallery"], "network": None if shown else network}  # fmt: skip
+                "gallery": self.config["gallery"], "network": None if shown else network,
+                "interpolation": self.config["interpolation"] if "pair" in settings else None}  # fmt: skip

@@ -31,7 +31,7 @@ def expand(study: Study, name: str) -> list[Cell]:
         weights = study.checkpoints(model)
         weights = weights if spec["weights"] == "all" else weights[-1:]
         for w, sampler, s, cfg in product(weights, spec["samplers"], steps, spec["cfg"]):
-            cells[Cell("t2i", model, w, sampler, s, float(cfg))] = None
+            cells[Cell(spec.get("task", "t2i"), model, w, sampler, s, float(cfg))] = None
     return list(cells)
 
 

@@ -94,6 +94,7 @@ def _rules(config: dict) -> Iterator[str]:
     yield from _family(config)
     yield from _encoders(config)
     yield from _experiments(config)
+    yield from _interpolation(config)
     yield from _figures(config)
     if config["data"]["counts"]["train"] is None and config["data"]["train"]["source"] == "scenes":
         yield "data.counts.train must be a number where data.train.source is scenes, which never end"
@@ -206,6 +207,27 @@ def _experiments(config: dict) -> Iterator[str]:
                     f"experiments.{experiment}.steps has {steps}, "
                     f"but must be under diffusion.steps ({config['diffusion']['steps']})"
                 )
+
+
+def _interpolation(config: dict) -> Iterator[str]:
+    section, experiments = config["interpolation"], config["experiments"]
+    asking = [name for name, spec in experiments.items() if spec and spec.get("task") == "interpolation"]
+    if asking and not section:
+        yield f"interpolation is null, but experiments.{asking[0]} has the task interpolation"
+    if section and not {0, 1} <= set(section["alphas"]):
+        yield f"interpolation.alphas is {section['alphas']}, but must have both ends, 1 and 0"
+    for name in asking:
+        if not experiments[name]["scored"]:
+            yield f"experiments.{name}.scored is false, but an interpolation is drawn to be scored"
+    for figure, settings in config["figures"].items():
+        if settings is None or settings.get("experiment") not in experiments:
+            continue
+        between = settings["experiment"] in asking
+        if between != (figure == "fig24"):
+            task = "interpolation" if figure == "fig24" else "t2i"
+            yield f"figures.{figure}.experiment is '{settings['experiment']}', but must be one of the task {task}"
+        elif between and section and settings.get("pair", -1) not in range(len(section["pairs"])):
+            yield f"figures.{figure}.pair is {settings.get('pair')}, but must be from 0 to {len(section['pairs']) - 1}"
 
 
 def _figures(config: dict) -> Iterator[str]:

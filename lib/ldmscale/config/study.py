@@ -98,6 +98,14 @@ class Study:
             **{key: self.config["tokenizer"][key] for key in ("vocab_size", "context_length")},
         }
 
+    @property
+    def clip_name(self) -> str:
+        """What CLIP scores are labelled with."""
+        published = self.config["clip"]["published"]
+        if not published:
+            return "study CLIP"
+        return f"CLIP {published}" if isinstance(published, str) else "published CLIP"
+
     def text_params(self) -> dict[str, Any]:
         """Keyword arguments of :class:`ldmscale.models.clip.TextTower` for what the U-Nets attend to.
 

@@ -13,7 +13,7 @@ from ldmscale.provenance import atomic_path
 
 PROMPT_SPLITS = ("gallery", "tuning", "heldout")
 # Each split's images count from an offset of their own, so that a longer gallery leaves the other splits' noise alone.
-OFFSETS = {"gallery": 0, "tuning": 1_000_000, "heldout": 2_000_000}
+OFFSETS = {"gallery": 0, "tuning": 1_000_000, "heldout": 2_000_000, "interpolation": 3_000_000}
 
 
 def save_array(path: str | Path, array: np.ndarray) -> None:
@@ -61,23 +61,38 @@ class Latents:
 
 @dataclass(frozen=True)
 class Prompts:
-    """Text states [N,L,D] and CLIP embeddings [N,E] of each split's prompts; ``null`` [L,D] is the empty caption."""
+    """Text states [N,L,D] and CLIP embeddings [N,E] of each split's prompts; ``null`` [L,D] is the empty caption.
+
+    ``between`` [P,A,L,D] are the states on the way between the prompts of P pairs, ``ends`` [P,2,E] the embeddings of
+    the two prompts of each; both are empty where the study interpolates nothing.
+    """
 
     states: Mapping[str, np.ndarray]
     embeddings: Mapping[str, np.ndarray]
     null: np.ndarray
+    between: np.ndarray
+    ends: np.ndarray
+
+    ARRAYS = ("null", "between", "ends")
 
     def save(self, folder: str | Path) -> None:
         for split in PROMPT_SPLITS:
             save_array(Path(folder) / f"{split}-states.npy", self.states[split])
             save_array(Path(folder) / f"{split}-embeddings.npy", self.embeddings[split])
-        save_array(Path(folder) / "null.npy", self.null)
+        for name in self.ARRAYS:
+            save_array(Path(folder) / f"{name}.npy", getattr(self, name))
 
     @classmethod
     def load(cls, folder: str | Path) -> Prompts:
         read = {kind: {s: load_array(Path(folder) / f"{s}-{kind}.npy") for s in PROMPT_SPLITS}
                 for kind in ("states", "embeddings")}  # fmt: skip
-        return cls(**read, null=load_array(Path(folder) / "null.npy"))
+        return cls(**read, **{name: load_array(Path(folder) / f"{name}.npy") for name in cls.ARRAYS})
+
+    def interpolated(self, noises: int) -> tuple[np.ndarray, np.ndarray, list[str]]:
+        """:meth:`drawn` for a cell of interpolation: every state of ``between`` with the same ``noises`` noises."""
+        states = self.between.reshape(-1, *self.between.shape[2:])
+        numbers = OFFSETS["interpolation"] + np.tile(np.arange(noises), len(states))
+        return np.repeat(states, noises, axis=0), numbers, ["interpolation"] * len(numbers)
 
     def drawn(self, scored: bool) -> tuple[np.ndarray, np.ndarray, list[str]]:
         """States, image numbers and split of every image a cell draws: the gallery alone unless ``scored``."""

@@ -5,6 +5,7 @@ from ldmscale.figures.data import FigureData
 from ldmscale.figures.efficiency import fig09
 from ldmscale.figures.grids import fig07, same_cost_grid, sample_grid
 from ldmscale.figures.guidance import fig08
+from ldmscale.figures.interpolation import fig24
 from ldmscale.figures.samplers import fig11
 from ldmscale.figures.scaling import fig03
 from ldmscale.figures.style import save_figure
@@ -25,6 +26,7 @@ FIGURES = {
     "fig21": same_cost_grid,
     "fig22": same_cost_grid,
     "fig23": same_cost_grid,
+    "fig24": fig24,
 }
 
 __all__ = ["FIGURES", "FigureData", "save_figure", "table1", "write_table"]

@@ -36,8 +36,9 @@ class FigureData:
     """Everything that a figure may read.
 
     ``scores`` is the tidy table, ``experiments`` the cells of each experiment, ``settings`` the figure's own section of
-    the config, ``previews`` gives a cell's images of the gallery prompts (uint8 [K,H,W,3], image k for ``gallery[k]``),
-    ``models`` the family, smallest first. ``architecture`` is for Fig. 2 alone.
+    the config, ``previews`` gives a cell's images of the gallery prompts (uint8 [K,H,W,3], image k for ``gallery[k]``;
+    of an interpolation [P*A*N,H,W,3], see ``interpolation``, the config's own section), ``models`` the family,
+    smallest first. ``architecture`` is for Fig. 2 alone.
     """
 
     scores: pd.DataFrame
@@ -48,6 +49,7 @@ class FigureData:
     study: StudyInfo
     models: Sequence[ModelInfo]
     architecture: Architecture | None = field(default=None)
+    interpolation: Mapping[str, Any] | None = field(default=None)
 
     def cells(self, setting: str = "experiment") -> list[Cell]:
         """The cells of the experiment that ``setting`` names."""

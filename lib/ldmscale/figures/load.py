@@ -46,7 +46,7 @@ def figure_data(params: dict[str, Any], scores: pd.DataFrame, cells: Path) -> Fi
     network = params["network"]
 
     def previews(cell: Cell) -> np.ndarray:
-        return load_array(cells / cell.path / "gallery.npy")
+        return load_array(cells / cell.path / ("gallery.npy" if cell.task == "t2i" else f"{cell.task}.npy"))
 
     architecture = None
     if network:
@@ -60,6 +60,7 @@ def figure_data(params: dict[str, Any], scores: pd.DataFrame, cells: Path) -> Fi
         settings=params["settings"],
         previews=previews,
         gallery=params["gallery"],
+        interpolation=params["interpolation"],
         study=study_info(params["label"], scores),
         models=models_of(scores),
         architecture=architecture,

@@ -62,15 +62,17 @@ def generate(cells: list[dict[str, Any]], folder: Path, generator: Generator, pr
              say: Callable[[str], None]) -> None:  # fmt: skip
     """Draw each of ``cells`` (see ``Chain.cell``) into its own folder, skipping those that are there already.
 
-    A cell's folder holds ``gallery.npy``, for a scored cell ``tuning.npy`` and ``heldout.npy`` (uint8 [N,S,S,3]), and,
-    written last, ``sample.json`` with the cell's digest. Raises UserError if what is sampled is not finite.
+    A cell's folder holds ``gallery.npy``, for a scored cell ``tuning.npy`` and ``heldout.npy`` (uint8 [N,S,S,3]), or,
+    in a cell of interpolation, ``interpolation.npy`` alone; and, written last, ``sample.json`` with the cell's digest.
+    Raises UserError if what is sampled is not finite.
     """
     for number, spec in enumerate(cells, 1):
         cell, target = Cell.parse(spec["path"]), folder / spec["path"]
         if is_current(target / "sample.json", "generate", spec["digest"]):
             continue
         (target / "sample.json").unlink(missing_ok=True)
-        states, numbers, splits = prompts.drawn(spec["scored"])
+        noises = spec["noises"]
+        states, numbers, splits = prompts.interpolated(noises) if noises else prompts.drawn(spec["scored"])
         z = generator.latents(weights(cell), cell, spec["spacing"], states, prompts.null, numbers)
         if not np.isfinite(z).all():
             # As pixels they would be black, and scored as if they had been drawn.

@@ -11,13 +11,14 @@ from ldmscale.generation.encode import Encoders
 from ldmscale.metrics.inception import inception_features
 from ldmscale.models.clip import CLIPConfig
 
-STUDY_FEATURES = "study CLIP image features"
 INCEPTION_FEATURES = "Inception-v3 pool3 (clean-fid)"
 
 Features = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 
-def study_features(config: CLIPConfig, params: Any, inception: str | None, batch: int = 128) -> tuple[Features, str]:
+def study_features(
+    config: CLIPConfig, params: Any, clip_name: str, inception: str | None, batch: int = 128
+) -> tuple[Features, str]:
     """uint8 [N,S,S,3] -> (FID features [N,D], CLIP embeddings [N,E]), and the name of the FID features.
 
     Raises:
@@ -29,4 +30,4 @@ def study_features(config: CLIPConfig, params: Any, inception: str | None, batch
         pooled, embedding = encoders.image_features(params, images)
         return (inception_features(images, inception, batch) if inception else pooled), embedding
 
-    return features, INCEPTION_FEATURES if inception else STUDY_FEATURES
+    return features, INCEPTION_FEATURES if inception else f"{clip_name} image features"

@@ -9,8 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from ldmscale.cells.cell import Cell
 from ldmscale.data.encoded import load_array
 from ldmscale.errors import UserError
+from ldmscale.metrics import interpolation
 from ldmscale.metrics.bootstrap import fid_replicates, mean_replicates
 from ldmscale.metrics.clip_score import clip_scores
 from ldmscale.metrics.features import Features
@@ -18,7 +20,7 @@ from ldmscale.metrics.frechet import frechet_distance, gaussian
 from ldmscale.provenance import is_current, read_json, read_manifest, write_manifest
 
 SPLITS = ("tuning", "heldout")
-STUDY_CLIP = "study CLIP"
+FILES = {"t2i": SPLITS, "interpolation": (interpolation.FILE,)}  # what a cell of each task is scored on
 
 
 @dataclass(frozen=True)
@@ -26,18 +28,30 @@ class Scorer:
     """What every cell of a study is scored against.
 
     ``features`` maps uint8 [N,S,S,3] to (FID features [N,D], CLIP embeddings [N,E]); ``reference`` holds each split's
-    real features [M,D], ``text`` the prompts' CLIP embeddings [N,E].
+    real features [M,D], ``text`` the prompts' CLIP embeddings [N,E]; ``ends`` [P,2,E] and ``alphas`` say what was
+    interpolated. ``label`` and ``clip_label`` name the networks behind FID and CLIP score.
     """
 
     features: Features
     label: str
+    clip_label: str
     reference: Mapping[str, np.ndarray]
     text: Mapping[str, np.ndarray]
+    ends: np.ndarray
+    alphas: list[float]
     replicates: int
     seed: int
 
     def __post_init__(self):
         object.__setattr__(self, "_real", {split: gaussian(x) for split, x in self.reference.items()})
+
+    def rows(self, task: str, folder: Path) -> list[dict[str, Any]]:
+        """Rows of the cell of ``task`` whose images lie in ``folder``."""
+        if task == "interpolation":
+            _, embeddings = self.features(load_array(folder / f"{interpolation.FILE}.npy"))
+            label = {"fid_features": self.label, "clip_features": self.clip_label}
+            return [label | row for row in interpolation.interpolation_rows(embeddings, self.ends, self.alphas)]
+        return [self.row(split, load_array(folder / f"{split}.npy")) for split in SPLITS]
 
     def row(self, split: str, images: np.ndarray) -> dict[str, Any]:
         """Scores of ``images`` uint8 [N,S,S,3], image i drawn for prompt i of ``split``."""
@@ -50,7 +64,7 @@ class Scorer:
             "fid": frechet_distance(*gaussian(features), *self._real[split]),
             "fid_features": self.label,
             "clip": float(clip.mean()),
-            "clip_features": STUDY_CLIP,
+            "clip_features": self.clip_label,
             "fid_reps": fid_replicates(features, self.reference[split], self.replicates, self.seed).tolist(),
             "clip_reps": mean_replicates(clip, self.replicates, self.seed).tolist(),
         }
@@ -58,13 +72,15 @@ class Scorer:
 
 def score(cells: list[dict[str, Any]], folder: Path, scorer: Scorer, keep_images: bool,
           say: Callable[[str], None]) -> list[dict[str, Any]]:  # fmt: skip
-    """Rows of ``cells`` (see ``Chain.score``), one a cell and split; a cell that is scored already is read back.
+    """Rows of ``cells`` (see ``Chain.score``), one a cell and split (of an interpolation, one a pair and alpha); a cell
+    that is scored already is read back.
 
     Raises:
         UserError: a cell's images are missing, damaged or made from another config.
     """
+    tasks = {c["path"]: Cell.parse(c["path"]).task for c in cells}
     todo = {c["path"] for c in cells if not is_current(folder / c["path"] / "score.json", "score", c["score_digest"])}
-    _require_images(sorted(folder / path for path in todo))
+    _require_images({folder / path: FILES[tasks[path]] for path in sorted(todo)})
     rows = []
     for number, spec in enumerate(cells, 1):
         target = folder / spec["path"]
@@ -72,9 +88,9 @@ def score(cells: list[dict[str, Any]], folder: Path, scorer: Scorer, keep_images
         if spec["path"] in todo:
             sample = read_manifest(target / "sample.json", "generate", spec["digest"])
             common = {"cell": spec["path"], "evaluations": sample["evaluations"]}
-            made = [{**common, **scorer.row(split, load_array(target / f"{split}.npy"))} for split in SPLITS]
+            made = [{**common, **row} for row in scorer.rows(tasks[spec["path"]], target)]
             write_manifest(done, "score", spec["score_digest"], rows=made)
-            say(f"{number}/{len(cells)}  {spec['path']}  FID {made[-1]['fid']:.2f}")
+            say(f"{number}/{len(cells)}  {spec['path']}")
         if not keep_images:
             for split in SPLITS:
                 (target / f"{split}.npy").unlink(missing_ok=True)
@@ -82,13 +98,13 @@ def score(cells: list[dict[str, Any]], folder: Path, scorer: Scorer, keep_images
     return rows
 
 
-def _require_images(folders: list[Path]) -> None:
+def _require_images(cells: Mapping[Path, tuple[str, ...]]) -> None:
     """Refuse cells whose images are gone or damaged, once their manifests are out of the way of drawing them again."""
     lost = []
-    for folder in folders:
+    for folder, files in cells.items():
         try:
-            for split in SPLITS:
-                load_array(folder / f"{split}.npy")
+            for name in files:
+                load_array(folder / f"{name}.npy")
         except UserError:
             (folder / "sample.json").unlink(missing_ok=True)
             lost.append(folder)
