@@ -217,7 +217,7 @@ CELLS = [CELL.at(steps=s, weights=f"pretrain-{w}") for w in (20, 40) for s in (1
 
 def specs(cells=CELLS, unscored=(), **changes):
     return [
-        {"path": c.path, "scored": c not in unscored, "spacing": "leading", "noises": None, "digest": f"d{i}", **changes}
+        {"path": c.path, "scored": c not in unscored, "spacing": "leading", "noises": None, "digest": f"d{i}"} | changes
         for i, c in enumerate(cells)
     ]
 
@@ -311,4 +311,4 @@ def test_latents_that_are_not_finite_are_no_pictures(tmp_path):
 
 def test_a_path_that_is_no_cell_is_refused(tmp_path):
     with pytest.raises(UserError, match="is not a cell"):
-        run(tmp_path, [{"path": "task=t2i/model=f4", "scored": True, "spacing": "leading", "noises": None, "digest": "d"}])
+        run(tmp_path, [{**specs()[0], "path": "task=t2i/model=f4"}])
