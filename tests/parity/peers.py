@@ -62,3 +62,9 @@ def error(ours, theirs) -> float:
 
 def assert_close(ours, theirs) -> None:
     assert error(ours, theirs) <= TOLERANCE
+
+
+def compiled(fn):
+    """``fn`` compiled in a hurry: each network is run once, and compiling it well takes ten times as long."""
+    options = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+    return jax.jit(fn, compiler_options=options)

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from peers import assert_close, nchw, peer, randomise, shapes, torch
+from peers import assert_close, compiled, nchw, peer, randomise, shapes, torch
 
 import ldmscale  # noqa: F401  before JAX
 
@@ -32,14 +32,14 @@ def test_encode_and_decode_equal_diffusers(config, tmp_path):
     images = np.random.default_rng(0).uniform(-1, 1, (3, 24, 20, 3)).astype(np.float32)
     module = Autoencoder(config)
     params = load_autoencoder(tmp_path, shapes(module, images))
-    mean, logvar = jax.jit(lambda p, x: module.apply({"params": p}, x, method="encode"))(params, images)
+    mean, logvar = compiled(lambda p, x: module.apply({"params": p}, x, method="encode"))(params, images)
     with torch.no_grad():
         moments = theirs.encode(nchw(images)).latent_dist
         assert_close(mean, moments.mean)
         assert_close(logvar, moments.logvar)
         decoded = theirs.decode(moments.mean).sample
     latents = moments.mean.numpy().transpose(0, 2, 3, 1)
-    ours = jax.jit(lambda p, z: module.apply({"params": p}, z, method="decode"))(params, latents)
+    ours = compiled(lambda p, z: module.apply({"params": p}, z, method="decode"))(params, latents)
     assert_close(ours, decoded)
     assert ours.shape == images.shape
 

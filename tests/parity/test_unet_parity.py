@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
-from peers import assert_close, error, nchw, peer, randomise, shapes, torch
+from peers import assert_close, compiled, error, nchw, peer, randomise, shapes, torch
 
 import ldmscale  # noqa: F401  before JAX
 
@@ -64,7 +64,7 @@ def test_outputs_equal_diffusers(name, size, batch, backend, monkeypatch, tmp_pa
     z, t, context = inputs(config, size, batch)
     module = UNet(config)
     params = load_unet(saved(theirs, tmp_path), shapes(module, z, t, context))
-    ours = jax.jit(module.apply)({"params": params}, z, t, context)
+    ours = compiled(module.apply)({"params": params}, z, t, context)
     with torch.no_grad():
         assert_close(ours, theirs(nchw(z), torch.from_numpy(t), torch.from_numpy(context)).sample)
 
@@ -80,7 +80,7 @@ def test_gradients_equal_diffusers(tmp_path):
     def loss(params, z, context):
         return jnp.mean((module.apply({"params": params}, z, t, context) - target) ** 2)
 
-    ours = jax.jit(jax.grad(loss, argnums=(0, 1, 2)))(params, z, context)
+    ours = compiled(jax.grad(loss, argnums=(0, 1, 2)))(params, z, context)
     latent, text = nchw(z).requires_grad_(), torch.from_numpy(context).requires_grad_()
     torch.nn.functional.mse_loss(theirs(latent, torch.from_numpy(t), text).sample, nchw(target)).backward()
     assert_close(ours[1], latent.grad)
@@ -101,7 +101,7 @@ def test_projections_stored_as_convolutions_are_read(tmp_path):
     params = load_unet(saved(theirs, tmp_path), shapes(module, z, t, context))
     with torch.no_grad():
         expected = theirs(nchw(z), torch.from_numpy(t), torch.from_numpy(context)).sample
-    assert_close(module.apply({"params": params}, z, t, context), expected)
+    assert_close(compiled(module.apply)({"params": params}, z, t, context), expected)
 
 
 @pytest.mark.parametrize("half", [torch.float16, torch.bfloat16])
@@ -143,8 +143,8 @@ def test_bfloat16_changes_the_output_by_little(name, tmp_path):
     config = UNETS[name]
     z, t, context = inputs(config, (8, 8), 1)
     params = load_unet(saved(theirs_of(config), tmp_path), shapes(UNet(config), z, t, context))
-    full = jax.jit(UNet(config).apply)({"params": params}, z, t, context)
-    half = jax.jit(UNet(dataclasses.replace(config, dtype="bfloat16")).apply)({"params": params}, z, t, context)
+    full = compiled(UNet(config).apply)({"params": params}, z, t, context)
+    half = compiled(UNet(dataclasses.replace(config, dtype="bfloat16")).apply)({"params": params}, z, t, context)
     assert half.dtype == jnp.float32
     deviation = float(jnp.sqrt(jnp.mean((half - full) ** 2) / jnp.mean(full**2)))
     # bfloat16 rounds to 2**-9 = 0.2 %; 3 % of the output is what these random networks make of it.

@@ -135,6 +135,41 @@ def paper_study(**changes) -> FigureData:
     )
 
 
+ALPHAS = [0.0, 1.0, 0.2, 0.8, 0.5]  # in no order
+NOISES = 40
+
+
+def rows_between(progress, noise=0.0, span=0.2, pair=0, **columns) -> pd.DataFrame:
+    """Rows of one cell of interpolation, whose similarity difference goes from -span/2 to span/2 by progress(alpha)."""
+    draw = noise * np.random.default_rng(0).normal(size=(len(ALPHAS), NOISES))
+    rows = []
+    for alpha, wobble in zip(ALPHAS, draw, strict=True):
+        half = span * (progress(alpha) - 0.5) / 2
+        rows.append({"alpha": alpha, "pair": pair, "clip_a": (0.3 + half + wobble).tolist(),
+                     "clip_b": [0.3 - half] * NOISES, **columns})  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def with_interpolation(data: FigureData, pairs: list[tuple[str, str]]) -> FigureData:
+    """``data`` with an experiment of interpolation between the prompts of ``pairs``: the larger, the more bent."""
+    steps = data.experiments["headline"][0].steps
+    cells = [Cell("interpolation", m.name, "pretrain-1", "ddim", steps, 4.0) for m in data.models]
+    tables = [
+        rows_between(lambda a, bent=bent: a ** (1 + bent / 2), pair=pair, noise=0.01, cell=cell.path, task=cell.task,
+                     model=cell.model, split="interpolation", clip_features=STUDY.clip_features, n=NOISES)
+        for bent, cell in enumerate(cells)
+        for pair in range(len(pairs))
+    ]  # fmt: skip
+    pictures = np.random.default_rng(0).integers(0, 256, (len(pairs) * len(ALPHAS) * NOISES, 8, 8, 3), np.uint8)
+    return dataclasses.replace(
+        data,
+        scores=pd.concat([data.scores, *tables], ignore_index=True),
+        experiments={**data.experiments, "interpolation": cells},
+        previews=lambda cell: pictures if cell.task == "interpolation" else data.previews(cell),
+        interpolation={"pairs": pairs, "alphas": ALPHAS, "noises": NOISES},
+    )
+
+
 def settings(data: FigureData, **values) -> FigureData:
     """``data`` with another section of figure settings."""
     return dataclasses.replace(data, settings=values)

@@ -5,7 +5,8 @@ from helpers import merged
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ldmscale.cells.cost import UNetShape, family_shape, norm_costs, steps_at_cost, unet_flops
+from ldmscale.cells.cost import UNetShape, family_shape, norm_costs, steps_at_cost, unet_flops, unet_params
+from ldmscale.cells.paper import paper_shape
 from ldmscale.config.study import Study
 from ldmscale.models.flops import unet_cost
 from ldmscale.models.unet import UNetConfig
@@ -30,8 +31,10 @@ def test_the_arithmetic_is_the_traced_programs_count(shape):
         filters, mult, blocks, attention, heads=heads, norm_groups=groups, context_width=context[1],
         in_channels=channels, out_channels=channels,
     )  # fmt: skip
-    arithmetic = unet_flops(UNetShape(filters, mult, blocks, attention, size, channels, context))
-    assert arithmetic == unet_cost(config, size, context[0]).flops
+    arithmetic = UNetShape(filters, mult, blocks, attention, size, channels, context)
+    traced = unet_cost(config, size, context[0])
+    assert unet_flops(arithmetic) == traced.flops
+    assert unet_params(arithmetic) == traced.params
 
 
 @pytest.mark.parametrize("overlays", [(), ("smoke.yaml",)])
@@ -54,12 +57,14 @@ def test_the_embedded_family_spans_an_order_of_magnitude_in_cost():
 # same networks to within 3 %, but for the 39M row, which is off by two (25.3, against .07 in its own next column).
 TABLE_1 = {64: 53.0, 96: 99.7, 128: 159.9, 160: 233.6, 192: 320.8, 224: 421.4, 256: 535.6, 288: 663.2, 320: 804.3,
            512: 1933.9, 768: 4195.1}  # fmt: skip
+PARAMS = {64: 38.8, 96: 83.4, 128: 144.8, 160: 223.0, 192: 318.0, 224: 429.8, 256: 558.3, 288: 703.7, 320: 865.9,
+          512: 2191.7, 768: 4900.2}  # fmt: skip
 
 
 @pytest.mark.parametrize("filters", TABLE_1)
-def test_the_papers_gflops(filters):
-    shape = UNetShape(filters, (1, 2, 4, 4), 2, (True, True, True, False), 64, 4, (77, 1024))
-    assert unet_flops(shape) / 1e9 == pytest.approx(TABLE_1[filters], abs=0.06)
+def test_the_papers_gflops_and_parameters(filters):
+    assert unet_flops(paper_shape(filters)) / 1e9 == pytest.approx(TABLE_1[filters], abs=0.06)
+    assert round(unet_params(paper_shape(filters)) / 1e6, 1) == PARAMS[filters]
 
 
 PRINTED = {"83M": 0.13, "145M": 0.20, "223M": 0.30, "318M": 0.40, "430M": 0.53, "558M": 0.67, "704M": 0.83,

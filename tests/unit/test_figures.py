@@ -26,6 +26,7 @@ from synthetic_study import (
     paper_study,
     settings,
     small_study,
+    with_interpolation,
 )
 
 from ldmscale.analysis.selection import best_cfg, optimal_cfg, select
@@ -61,7 +62,7 @@ def nine_steps():
 
 
 STUDIES = {"small": small_study, "paper": paper_study, "four": four_models, "nine": nine_steps, "named": long_names}
-GRIDS = ("fig01", "fig07", "fig10", "fig14", "fig15", "fig16", "fig21", "fig22", "fig23")
+GRIDS = ("fig01", "fig07", "fig10", "fig14", "fig15", "fig16", "fig21", "fig22", "fig23", "fig24")
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +89,7 @@ def section(figure: str, study) -> dict:
         "fig21": {"experiment": "same_cost", "rows": [{"cost": 6, "prompt": i} for i in (1, 2)]},
         "fig22": {"experiment": "same_cost", "rows": [{"cost": 6, "prompt": 0}]},
         "fig23": {"experiment": "same_cost", "rows": [{"cost": 6, "prompt": i} for i in (0, 3)]},
+        "fig24": {"experiment": "interpolation", "pair": 0},
     }[figure]
 
 
@@ -95,6 +97,8 @@ def drawn(figure: str, study, **changes):
     study = settings(study, **{**section(figure, study), **changes})
     if figure == "fig02":
         study = dataclasses.replace(study, architecture=architecture())
+    if figure == "fig24":
+        study = with_interpolation(study, [(AWKWARD, LONG)])
     return FIGURES[figure](study)
 
 

@@ -5,7 +5,7 @@ import os
 import pickle
 
 import jax
-import ml_dtypes
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
@@ -39,7 +39,7 @@ def test_files_of_every_kind_are_read(tmp_path, name):
     equal(read_tensors(path), TENSORS)
 
 
-@pytest.mark.parametrize("half", [np.float16, ml_dtypes.bfloat16])
+@pytest.mark.parametrize("half", [np.float16, jnp.bfloat16])
 def test_half_precision_becomes_float32(tmp_path, half):
     halved = {name: tensor.astype(half) for name, tensor in TENSORS.items()}
     save_file(halved, tmp_path / "w.safetensors")

@@ -13,25 +13,11 @@ from ldmscale.analysis.selection import heldout, replicates, select
 from ldmscale.analysis.study import SAMPLER_NAMES, StudyInfo, format_params
 from ldmscale.analysis.summary import markdown_text
 from ldmscale.cells.cell import Cell
+from ldmscale.cells.paper import SETTING, SLIP, printed
 from ldmscale.errors import UserError
 from ldmscale.figures.style import study_line
 from ldmscale.provenance import atomic_path
 
-# Table 1 of arXiv 2404.01367: model and filters, and the GFLOPS printed there.
-PAPER_GFLOPS = {
-    ("39M", 64): 25.3,
-    ("83M", 96): 102.7,
-    ("145M", 128): 161.5,
-    ("223M", 160): 233.5,
-    ("318M", 192): 318.5,
-    ("430M", 224): 416.6,
-    ("558M", 256): 527.8,
-    ("704M", 288): 652.0,
-    ("866M", 320): 789.3,
-    ("2B", 512): 1887.5,
-    ("5B", 768): 4082.6,
-}
-SLIP = "The paper's 25.3 GFLOPS for 39M contradict its own normalised cost, .07 = 53 / 789.3: the network has 53."
 _TEX = {
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#", "%": r"\%", "_": r"\_",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
@@ -42,8 +28,9 @@ _TEX = {
 def table1(scores: pd.DataFrame, cells: Sequence[Cell], study: StudyInfo) -> pd.DataFrame:
     """One row a model, smallest first: size, cost and held-out FID and CLIP score with 95% intervals.
 
-    ``cells`` are the experiment ``headline``'s, one a model. ``paper_gflops`` is there where a model is one of the
-    paper's by name and filters. ``attrs["note"]`` says in words what study and setting the table shows.
+    ``cells`` are the experiment ``headline``'s, one a model. Where a model is one of the paper's (see
+    :func:`ldmscale.cells.paper.printed`) its printed numbers stand beside ours: ``paper_gflops``, ``paper_norm_cost``,
+    ``paper_fid``, ``paper_clip``. ``attrs["note"]`` says in words what study and setting the table shows.
     """
     if not cells:
         raise UserError("Table 1 needs the experiment 'headline' in the config: one sampler, step count and CFG")
@@ -52,14 +39,20 @@ def table1(scores: pd.DataFrame, cells: Sequence[Cell], study: StudyInfo) -> pd.
         twice = rows.loc[rows["model"].duplicated(), "model"].iloc[0]
         raise UserError(f"Table 1 needs one cell a model, the experiment 'headline' has several for {twice}")
     table = rows[["model", "params", "filters", "gflops"]].copy()
-    paper = [PAPER_GFLOPS.get((m, f), np.nan) for m, f in zip(table["model"], table["filters"], strict=True)]
-    if np.isfinite(paper).any():
-        table["paper_gflops"] = paper
+    paper = [printed(f, p) for f, p in zip(table["filters"], table["params"], strict=True)]
+
+    def add_paper(column: str) -> None:
+        if any(paper):
+            table[f"paper_{column}"] = [getattr(row, column) if row else np.nan for row in paper]
+
+    add_paper("gflops")
     table["norm_cost"] = rows["norm_cost"]
+    add_paper("norm_cost")
     for metric in ("fid", "clip"):
         pairs = zip(rows[metric], replicates(rows, metric), strict=True)
         limits = np.array([interval(value, reps) for value, reps in pairs])
         table[metric], table[f"{metric}_low"], table[f"{metric}_high"] = rows[metric], limits[:, 0], limits[:, 1]
+        add_paper(metric)
     for column in ("n", "fid_features", "clip_features"):
         table[column] = rows[column]
     cell = cells[0]
@@ -67,8 +60,9 @@ def table1(scores: pd.DataFrame, cells: Sequence[Cell], study: StudyInfo) -> pd.
         f"{study_line(study, rows)} CLIP score by {study.clip_features}. {cell.steps}-step "
         f"{SAMPLER_NAMES[cell.sampler]}, CFG {cell.cfg:g}. 95% bootstrap intervals over prompts."
     )
-    if "paper_gflops" in table and "39M" in set(table["model"]):
-        note += f" {SLIP}"
+    if any(paper):
+        note += f" In the paper: Table 1 of arXiv 2404.01367 as printed for networks of these shapes ({SETTING})."
+        note += f" {SLIP}" if any(row and row.name == "39M" for row in paper) else ""
     table.attrs["note"] = note
     return table.reset_index(drop=True)
 
@@ -108,14 +102,19 @@ def _formatted(table: pd.DataFrame) -> pd.DataFrame:
     cost, clip = _without_zero(2), _without_zero(3)
     shown = pd.DataFrame({"Model": table["model"], "Parameters": table["params"].map(format_params)})
     shown["Filters"] = table["filters"].map(str)
-    shown["GFLOPs"] = table["gflops"].map(_gflops)
-    if "paper_gflops" in table:
-        shown["GFLOPs in the paper"] = table["paper_gflops"].map(lambda v: "" if np.isnan(v) else _gflops(v))
-    shown["Norm. cost"] = table["norm_cost"].map(cost)
-    for metric, title, write in (("fid", "FID", "{:.2f}".format), ("clip", "CLIP", clip)):
-        shown[title] = table[metric].map(write)
-        limits = zip(table[f"{metric}_low"], table[f"{metric}_high"], strict=True)
-        shown[f"{title} 95% interval"] = ["" if np.isnan(a) else f"{write(a)} to {write(b)}" for a, b in limits]
+
+    def add(column: str, title: str, write: Callable[[float], str]) -> None:
+        shown[title] = table[column].map(write)
+        if f"{column}_low" in table:
+            limits = zip(table[f"{column}_low"], table[f"{column}_high"], strict=True)
+            shown[f"{title} 95% interval"] = ["" if np.isnan(a) else f"{write(a)} to {write(b)}" for a, b in limits]
+        if f"paper_{column}" in table:
+            shown[f"{title} in the paper"] = ["" if np.isnan(v) else write(v) for v in table[f"paper_{column}"]]
+
+    add("gflops", "GFLOPs", _gflops)
+    add("norm_cost", "Norm. cost", cost)
+    add("fid", "FID", "{:.2f}".format)
+    add("clip", "CLIP", clip)
     shown["n"] = table["n"].map(str)
     shown["FID features"] = table["fid_features"]
     return shown.assign(**{"CLIP features": table["clip_features"]})

@@ -23,7 +23,7 @@ def inception_features(images: np.ndarray, weights_path: str | Path, batch: int 
     images = np.asarray(images)
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3 or not images.size:
         raise UserError(f"images are {images.dtype} {list(images.shape)}; Inception features need uint8 [N,H,W,3].")
-    network, device = _network(Path(weights_path))
+    network, device = inception_network(Path(weights_path))
     import torch
     from cleanfid.fid import get_batch_features
     from cleanfid.resize import build_resizer
@@ -38,7 +38,7 @@ def inception_features(images: np.ndarray, weights_path: str | Path, batch: int 
 
 
 @lru_cache(maxsize=1)
-def _network(path: Path):
+def inception_network(path: Path):
     """clean-fid's network in evaluation mode and its device; kept, because reading it takes seconds."""
     if not path.is_file():
         raise UserError(f"Inception weights {path} do not exist; give the path of clean-fid's file {WEIGHTS_NAME}.")

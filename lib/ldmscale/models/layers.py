@@ -8,7 +8,9 @@ published weights is a rename and a transpose.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import partial
 
 import flax.linen as nn
@@ -24,9 +26,22 @@ LAYER_NORM_EPSILON = 1e-5
 KERNEL_INIT = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 
+_platform: ContextVar[str | None] = ContextVar("platform", default=None)
+
+
 def backend() -> str:
     """Platform that programs traced now will run on: "cpu", "gpu" or "tpu"."""
-    return jax.default_backend()
+    return _platform.get() or jax.default_backend()
+
+
+@contextmanager
+def traced_for(platform: str) -> Iterator[None]:
+    """What is traced inside takes the routes for ``platform``, whatever it is traced on."""
+    token = _platform.set(platform)
+    try:
+        yield
+    finally:
+        _platform.reset(token)
 
 
 def _im2col_is_faster(height: int, width: int, stride: int) -> bool:

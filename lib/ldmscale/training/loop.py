@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -42,7 +43,11 @@ class Task(Protocol):
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """AdamW: linear warm-up, then constant or (``decay``) cosine to zero at ``steps``; gradients clipped to norm 1."""
+    """AdamW: linear warm-up, then constant or (``decay``) cosine to zero at ``steps``; gradients clipped to norm 1.
+
+    ``flat`` keeps AdamW's moments of all parameters in one vector each: half the program to compile, and no overhead
+    per tensor. Moments that are to be sharded as their parameters are must stay tensors. The numbers are the same.
+    """
 
     steps: int
     learning_rate: float
@@ -51,6 +56,7 @@ class TrainConfig:
     seed: int
     decay: bool = False
     ema: float = 0.0
+    flat: bool = True
 
     def schedule(self) -> optax.Schedule:
         after = optax.constant_schedule(self.learning_rate)
@@ -60,9 +66,9 @@ class TrainConfig:
         return optax.join_schedules([warm, after], [self.warmup])
 
     def optimizer(self) -> optax.GradientTransformation:
-        # One vector instead of hundreds of small tensors: half the program to compile, and no per-tensor overhead.
         adamw = optax.adamw(self.schedule(), weight_decay=self.weight_decay)
-        return optax.flatten(optax.chain(optax.clip_by_global_norm(1.0), adamw))
+        clipped = optax.chain(optax.clip_by_global_norm(1.0), adamw)
+        return optax.flatten(clipped) if self.flat else clipped
 
 
 class TrainState(NamedTuple):
@@ -79,8 +85,22 @@ def ema_decay(decay: float, step: jax.Array) -> jax.Array:
     return jnp.minimum(decay, (1.0 + step) / (10.0 + step))
 
 
-def build_step(task: Task, config: TrainConfig) -> Callable[[TrainState, Batch], tuple[TrainState, jax.Array]]:
-    """The compiled ``(state, batch) -> (state, loss)``; its key is fold_in(seed, step), so steps are replayable."""
+def initial_state(task: Task, config: TrainConfig) -> TrainState:
+    """The state before the first step; ``jax.eval_shape`` of it is the state's shapes."""
+    params = task.init(jax.random.key(config.seed))
+    # A second buffer: the step donates the state, and a buffer can be donated once.
+    ema = jax.tree.map(jnp.array, params)
+    return TrainState(jnp.zeros((), jnp.int32), params, ema, config.optimizer().init(params))
+
+
+def build_step(
+    task: Task, config: TrainConfig, shardings: TrainState | None = None
+) -> Callable[[TrainState, Batch], tuple[TrainState, jax.Array]]:
+    """The compiled ``(state, batch) -> (state, loss)``; its key is fold_in(seed, step), so steps are replayable.
+
+    On a mesh ``shardings`` says where each array of the state lies (:mod:`ldmscale.training.sharding`), before the step
+    and after it.
+    """
     optimizer = config.optimizer()
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, jax.Array]:
@@ -92,7 +112,9 @@ def build_step(task: Task, config: TrainConfig) -> Callable[[TrainState, Batch],
         ema = jax.tree.map(lambda e, p: d * e + (1 - d) * p, state.ema, params)
         return TrainState(state.step + 1, params, ema, opt), loss
 
-    return jax.jit(step, donate_argnums=0)
+    # The loss is the mean over the whole batch, so every device has it.
+    placed = {} if shardings is None else {"out_shardings": (shardings, shardings.step)}
+    return jax.jit(step, donate_argnums=0, **placed)
 
 
 def train(
@@ -118,12 +140,7 @@ def train(
         left.unlink()  # what a killed run was writing
     kept = {step: folder / f"step-{step}.safetensors" for step in keep}
 
-    def fresh() -> TrainState:
-        params = task.init(jax.random.key(config.seed))
-        # A second buffer: the step donates the state, and a buffer can be donated once.
-        ema = jax.tree.map(jnp.array, params)
-        return TrainState(jnp.zeros((), jnp.int32), params, ema, config.optimizer().init(params))
-
+    fresh = partial(initial_state, task, config)
     shapes = jax.eval_shape(fresh)
     state = _resume(folder, digest, shapes, kept)
     start = 0 if state is None else int(state.step)
