@@ -7,11 +7,36 @@ from pathlib import Path
 from typing import Any
 
 from ldmscale.models.autoencoder import AutoencoderConfig
+from ldmscale.models.published_config import PublishedConfig
 from ldmscale.models.weights import Stored, from_tree, read_tensors, to_tree, torch_name
 
 LISTS = ("down_blocks", "up_blocks", "resnets", "attentions", "downsamplers", "upsamplers", "to_out")
 # Files from before diffusers 0.13, Stable Diffusion's own among them, name the attention's projections like this.
 OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+
+# What a config.json may say, with diffusers' defaults: what is read, what has to stay, what changes nothing.
+SHAPE = {
+    "block_out_channels": [64],
+    "layers_per_block": 1,
+    "latent_channels": 4,
+    "norm_num_groups": 32,
+    "mid_block_add_attention": True,
+    "scaling_factor": 0.18215,
+}
+FIXED = {
+    "_class_name": "AutoencoderKL",
+    "in_channels": 3,
+    "out_channels": 3,
+    "down_block_types": "DownEncoderBlock2D",
+    "up_block_types": "UpDecoderBlock2D",
+    "act_fn": ("silu", "swish"),
+    "use_quant_conv": True,
+    "use_post_quant_conv": True,
+    "shift_factor": (None, 0),
+    "latents_mean": None,
+    "latents_std": None,
+}
+FREE = ("sample_size", "force_upcast")
 
 
 def published_name(dotted: str) -> str:
@@ -55,3 +80,26 @@ def diffusers_config(config: AutoencoderConfig, image_size: int, scale: float) -
         "mid_block_add_attention": config.mid_attention,
         "scaling_factor": scale,
     }
+
+
+def autoencoder_config(path: str | Path) -> tuple[AutoencoderConfig, float]:
+    """The network that a diffusers ``config.json`` describes, and what its latents are multiplied by.
+
+    The inverse of :func:`diffusers_config`. Raises UserError naming the file and the key where the network is not one
+    of ours, or the file is missing or broken.
+    """
+    stored = PublishedConfig(path, SHAPE, FIXED)
+    stored.refuse_others(FREE)
+    channels, multiples = stored.multiples("block_out_channels")
+    if not isinstance(stored["mid_block_add_attention"], bool):
+        raise stored.refuse("mid_block_add_attention", "true or false")
+    config = stored.made(
+        AutoencoderConfig,
+        channels,
+        multiples,
+        stored.whole("layers_per_block"),
+        stored.whole("latent_channels"),
+        stored.whole("norm_num_groups"),
+        stored["mid_block_add_attention"],
+    )
+    return config, stored.number("scaling_factor")

@@ -14,6 +14,7 @@ import numpy as np
 from ldmscale.errors import UserError
 from ldmscale.models.clip import TextTower
 from ldmscale.models.layers import LAYER_NORM_EPSILON
+from ldmscale.models.published_config import PublishedConfig
 from ldmscale.models.weights import Stored, from_tree, read_tensors, to_tree, torch_name
 
 PARTS = ("vision_model", "text_model", "visual_projection", "text_projection", "logit_scale")
@@ -21,6 +22,23 @@ PARTS = ("vision_model", "text_model", "visual_projection", "text_projection", "
 IGNORED = (r".*\.position_ids", "input_resolution", "context_length", "vocab_size")
 # transformers 5 holds a lone tower without its name in front.
 LONE = {"text_model": "embeddings.token_embedding.weight", "vision_model": "embeddings.patch_embedding.weight"}
+
+# What a text encoder's config.json may say, with transformers' defaults: what is read, and what has to stay.
+TEXT_SHAPE = {
+    "hidden_size": 512,
+    "intermediate_size": 2048,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 8,
+    "hidden_act": "quick_gelu",
+    "vocab_size": 49408,
+    "max_position_embeddings": 77,
+}
+TEXT_FIXED = {
+    "architectures": "CLIPTextModel",
+    "model_type": "clip_text_model",
+    "layer_norm_eps": LAYER_NORM_EPSILON,
+    "use_attention_mask": (None, False),
+}
 
 # OpenAI's and OpenCLIP's names -> transformers'; a block's own names follow its number.
 OPENAI_MODULES = {
@@ -138,3 +156,22 @@ def transformers_config(tower: TextTower, pad_id: int) -> dict[str, Any]:
         "bos_token_id": tower.vocab_size - 2,
         "eos_token_id": tower.end_token,
     }
+
+
+def text_tower(path: str | Path) -> TextTower:
+    """The text encoder that transformers' ``config.json`` of a ``CLIPTextModel`` describes.
+
+    The inverse of :func:`transformers_config`. Raises UserError naming the file and the key where the network is not
+    one of ours, or the file is missing or broken.
+    """
+    stored = PublishedConfig(path, TEXT_SHAPE, TEXT_FIXED)
+    return stored.made(
+        TextTower,
+        width=stored.whole("hidden_size"),
+        depth=stored.whole("num_hidden_layers"),
+        heads=stored.whole("num_attention_heads"),
+        mlp=stored.whole("intermediate_size"),
+        activation=stored["hidden_act"],
+        vocab_size=stored.whole("vocab_size"),
+        context_length=stored.whole("max_position_embeddings"),
+    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from ldmscale.models.published_config import PublishedConfig
 from ldmscale.models.unet import NORM_EPSILON, UNetConfig
 from ldmscale.models.weights import Stored, from_tree, read_tensors, to_tree, torch_name
 
@@ -18,6 +19,65 @@ LISTS = (
     "upsamplers",
     "net",
     "to_out",
+)
+
+# What a config.json may say, with diffusers' defaults: shapes that are read, ...
+SHAPE = {
+    "sample_size": None,
+    "in_channels": 4,
+    "out_channels": 4,
+    "block_out_channels": [320, 640, 1280, 1280],
+    "layers_per_block": 2,
+    "down_block_types": ["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"],
+    "up_block_types": ["UpBlock2D"] + ["CrossAttnUpBlock2D"] * 3,
+    "attention_head_dim": 8,
+    "cross_attention_dim": 1280,
+    "norm_num_groups": 32,
+}
+# ... what has to stay as it is in Stable Diffusion (several values mean the same), ...
+FIXED = {
+    "_class_name": "UNet2DConditionModel",
+    "center_input_sample": False,
+    "flip_sin_to_cos": True,
+    "freq_shift": 0,
+    "mid_block_type": "UNetMidBlock2DCrossAttn",
+    "only_cross_attention": False,
+    "mid_block_only_cross_attention": (None, False),
+    "downsample_padding": 1,
+    "mid_block_scale_factor": 1,
+    "act_fn": ("silu", "swish"),
+    "norm_eps": NORM_EPSILON,
+    "transformer_layers_per_block": 1,
+    "reverse_transformer_layers_per_block": None,
+    "encoder_hid_dim": None,
+    "encoder_hid_dim_type": None,
+    "num_attention_heads": None,
+    "dual_cross_attention": False,
+    "class_embed_type": None,
+    "num_class_embeds": None,
+    "addition_embed_type": None,
+    "resnet_time_scale_shift": "default",
+    "resnet_skip_time_act": False,
+    "resnet_out_scale_factor": 1,
+    "time_embedding_type": "positional",
+    "time_embedding_dim": None,
+    "time_embedding_act_fn": None,
+    "timestep_post_act": None,
+    "time_cond_proj_dim": None,
+    "conv_in_kernel": 3,
+    "conv_out_kernel": 3,
+    "attention_type": "default",
+    "cross_attention_norm": None,
+}
+# ... and what changes nothing in a network of this kind: how projections are stored, dropout, half precision.
+FREE = (
+    "use_linear_projection",
+    "dropout",
+    "upcast_attention",
+    "addition_time_embed_dim",
+    "addition_embed_type_num_heads",
+    "projection_class_embeddings_input_dim",
+    "class_embeddings_concat",
 )
 
 
@@ -69,3 +129,37 @@ def diffusers_config(config: UNetConfig, latent_size: int) -> dict[str, Any]:
         "downsample_padding": 1,
         "mid_block_scale_factor": 1,
     }
+
+
+def unet_config(path: str | Path) -> tuple[UNetConfig, int]:
+    """The network that a diffusers ``config.json`` describes, and the side of the latents that it was trained on.
+
+    The inverse of :func:`diffusers_config`. Raises UserError naming the file and the key where the network is not one
+    of ours, or the file is missing or broken.
+    """
+    stored = PublishedConfig(path, SHAPE, FIXED)
+    stored.refuse_others(FREE)
+    filters, multiples = stored.multiples("block_out_channels")
+    attention = []
+    for key, kind, order in (("down_block_types", "Down", 1), ("up_block_types", "Up", -1)):
+        kinds = {f"CrossAttn{kind}Block2D": True, f"{kind}Block2D": False}
+        names = stored[key]
+        if not isinstance(names, list) or len(names) != len(multiples) or any(name not in kinds for name in names):
+            raise stored.refuse(key, f"{' or '.join(kinds)} for each of the {len(multiples)} levels")
+        attention.append(tuple(kinds[name] for name in names)[::order])
+    if attention[0] != attention[1]:
+        raise stored.refuse("up_block_types", "down_block_types backwards")
+    heads = stored.wholes("attention_head_dim")
+    config = stored.made(
+        UNetConfig,
+        filters,
+        multiples,
+        stored.whole("layers_per_block"),
+        attention[0],
+        heads[0] if len(heads) == 1 else heads,
+        stored.whole("norm_num_groups"),
+        stored.whole("cross_attention_dim"),
+        stored.whole("in_channels"),
+        stored.whole("out_channels"),
+    )
+    return config, stored.whole("sample_size")

@@ -104,7 +104,7 @@ def render(scene: Scene, size: int) -> np.ndarray:
     image = background(scene.background, scene.variant, size).copy()
     dark = scene.background in DARK_BACKGROUNDS
     for thing, (x, y, radius, angle) in zip(*_placed(scene), strict=True):
-        _paint(image, thing, x, y, radius, angle, dark)
+        paint(image, thing, x, y, radius, angle, dark)
     return (image + np.float32(0.5)).astype(np.uint8)
 
 
@@ -134,8 +134,20 @@ def _placed(scene: Scene) -> tuple[tuple[Thing, ...], list[tuple[float, float, f
     return things, poses
 
 
-def _paint(image: np.ndarray, thing: Thing, x: float, y: float, radius: float, angle: float, dark: bool) -> None:
-    """Lays one object over ``image``, float32 [S,S,3] in 0..255, in place; a rim sets it off, paler on the dark."""
+def paint(
+    image: np.ndarray,
+    thing: Thing,
+    x: float,
+    y: float,
+    radius: float,
+    angle: float,
+    dark: bool,
+    second_colour: str | None = None,
+) -> None:
+    """Lays one object over ``image``, float32 [S,S,3] in 0..255, in place; a rim sets it off, paler on the dark.
+
+    second_colour: the ink of the texture, which is the object's own colour made pale in every scene.
+    """
     size = image.shape[0]
     reach = radius * EXTENT + 0.05
     left, top = max(int((x - reach) * size), 0), max(int((y - reach) * size), 0)
@@ -159,6 +171,8 @@ def _paint(image: np.ndarray, thing: Thing, x: float, y: float, radius: float, a
     base = np.array(RGB[thing.colour], np.float32)
     light = 1 - np.float32(0.10) * v  # lit from above
     second = np.float32(255) - (255 - base) * np.float32(0.14)
+    if second_colour is not None:
+        second = np.array(RGB[second_colour], np.float32)
     edge = base + (255 - base) * np.float32(0.3) if dark else base * np.float32(0.62)
     pattern = _pattern(thing.texture, u, v, radius, pixels)
     # Colour is a mix of three inks: rim, base and the texture's pale one; mixing weights, not pixels, keeps it quick.
@@ -185,6 +199,8 @@ def _pattern(texture: str, u: np.ndarray, v: np.ndarray, radius: float, pixels: 
     if texture == "plain":
         return None
     soft = np.float32(pixels)
+    if texture == "halved":  # of no scene; see :mod:`ldmscale.data.scenes.subjects`
+        return np.clip(np.float32(0.5) - u * soft, 0, 1)
     if texture == "striped":
         period = np.float32(max(0.56, 0.10 / radius))
         phase = (u + v) * np.float32(0.70710678) / period
