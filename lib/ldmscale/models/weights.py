@@ -25,6 +25,8 @@ FOLDER_FILES = (
     "diffusion_pytorch_model.safetensors",
     "model.safetensors",
     "open_clip_model.safetensors",
+    "diffusion_pytorch_model.fp16.safetensors",
+    "model.fp16.safetensors",
     "diffusion_pytorch_model.safetensors.index.json",
     "model.safetensors.index.json",
     "diffusion_pytorch_model.bin",
