@@ -21,8 +21,8 @@ rule generate:
         f"{results}/logs/generate/{{cells}}.log",
     benchmark:
         f"{results}/benchmarks/generate/{{cells}}.tsv"
-    # Above pretraining: a trained model is sampled at once, so that the dearest model is not sampled last and alone.
-    priority: 60
+    # Above pretraining: a trained model is sampled at once.
+    priority: 70
     resources:
         tpu=1,
     params:
@@ -49,7 +49,7 @@ rule score:
         f"{results}/logs/score/{{cells}}.log",
     benchmark:
         f"{results}/benchmarks/score/{{cells}}.tsv"
-    priority: 70
+    priority: 80
     resources:
         tpu=1,
     params:

@@ -15,7 +15,8 @@ rule pretrain:
         f"{results}/logs/pretrain/{{model}}.log",
     benchmark:
         f"{results}/benchmarks/pretrain/{{model}}.tsv"
-    priority: 50
+    # The dearest first: begun last, it would be trained and sampled alone at the end.
+    priority: lambda wildcards: 50 + list(study.models).index(wildcards.model)
     resources:
         tpu=1,
     params:
