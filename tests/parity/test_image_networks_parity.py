@@ -205,8 +205,9 @@ def test_lpips_and_its_gradient_equal_the_package(net, size, tmp_path):
     theirs.sum().backward()
     assert_close(distances, theirs.detach()[:, 0, 0, 0])
     their_gradient = leaf.grad.numpy().transpose(0, 2, 3, 1)
-    scale = 1 / np.abs(their_gradient).max()  # a gradient per pixel is small
-    assert_close(gradient * scale, their_gradient * scale)
+    # Not the largest error: a rectifier or a pool that rounding tips over changes the gradient of its pixels by a jump.
+    deviation = np.sqrt(np.mean((gradient - their_gradient) ** 2))
+    assert deviation <= 1e-3 * np.abs(their_gradient).max()
 
 
 # DINO

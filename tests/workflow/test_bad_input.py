@@ -175,7 +175,7 @@ def test_given_weights_are_checked_by_the_workflow_and_used_instead_of_training(
 
 def test_weights_that_are_not_there(folder):
     answer = folder.refused(AUTOENCODER, overlay={"autoencoder": {"weights": "filled/in/later.safetensors"}})
-    assert "error: filled/in/later.safetensors is missing" in answer
+    assert "error: filled/in/later.safetensors does not exist" in answer
 
 
 def test_inception_weights_that_are_none(copy):

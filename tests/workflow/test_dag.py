@@ -10,11 +10,11 @@ from ldmscale.config.study import Study
 from ldmscale.provenance import read_json
 
 CELLS = "results/smoke/cells"
-FIGURES = 12  # of the smoke study
+FIGURES = 13  # of the smoke study
 ALWAYS = {"figure": FIGURES, "table1": 1, "summary": 1, "pages": 1, "report": 1, "all": 1}
 FRESH = Counter(
     {"config": 1, "data": 1, "tokenizer": 1, "autoencoder": 1, "clip": 1, "latents": 1, "prompts": 1, "reference": 1}
-    | {"pretrain": 2, "generate": 8, "score": 2, "gather": 1}
+    | {"pretrain": 2, "generate": 10, "score": 4, "gather": 1}
     | ALWAYS
 )
 FINAL = "task=t2i/model={}/weights=pretrain-40/sampler={}"
@@ -35,11 +35,14 @@ def test_a_fresh_study_runs_every_stage(folder):
     assert working(done, "pretrain") == {"pretrain f4", "pretrain f8"}
     expected = {f"generate {FINAL.format(m, s)}" for m in ("f4", "f8") for s in ("ddim", "ddpm", "dpmpp2m")}
     expected |= {f"generate task=t2i/model={m}/weights=pretrain-20/sampler=ddim" for m in ("f4", "f8")}
+    between = FINAL.replace("t2i", "interpolation")
+    expected |= {f"generate {between.format(m, 'ddim')}" for m in ("f4", "f8")}
     assert working(done, "generate") == expected
-    assert working(done, "score") == {"score task=t2i/model=f4", "score task=t2i/model=f8"}
+    scored = {f"score task={task}/model={m}" for task in ("t2i", "interpolation") for m in ("f4", "f8")}
+    assert working(done, "score") == scored
 
 
-@pytest.mark.parametrize(("level", "jobs"), [("model", 2), ("cfg", None)])
+@pytest.mark.parametrize(("level", "jobs"), [("model", 4), ("cfg", None)])
 def test_the_size_of_generation_jobs_is_the_configs_choice(folder, level, jobs):
     done = folder.dry(overlay={"sampling": {"cells_per_job": level}})
     assert done.jobs["generate"] == (jobs or len(Plan(Study(merged("smoke.yaml"))).cells))
@@ -54,7 +57,7 @@ def test_the_embedded_study_is_the_default(folder):
     done = folder.dry(config=None)
     config = merged()
     assert done.jobs["pretrain"] == len(config["models"]) >= 4
-    assert done.jobs["figure"] == 14
+    assert done.jobs["figure"] == 15
     assert "results/embedded/report.html" in done.said
 
 
@@ -85,7 +88,7 @@ def test_a_figures_prompt_redraws_that_figure_alone(study):
 
 def test_one_models_learning_rate_runs_its_chain_alone(study):
     done = study.dry(overlay=own("f4", learning_rate=2.0e-3))
-    assert done.jobs == Counter({"config": 1, "pretrain": 1, "generate": 4, "score": 1, "gather": 1} | ALWAYS)
+    assert done.jobs == Counter({"config": 1, "pretrain": 1, "generate": 5, "score": 2, "gather": 1} | ALWAYS)
     assert working(done, "pretrain") == {"pretrain f4"}
     assert all("model=f4" in message for message in working(done, "generate", "score"))
 

@@ -93,7 +93,8 @@ def test_a_failing_pretraining_job_after_an_edit(few):
     # One figure alone is asked for: it is drawn from the new weights, and the other is known to be old.
     few.run(FIG09, overlay=edited(SLOW))
     scores = assert_right(few, SLOW)
-    moved = scores.merge(old_scores, on=["cell", "split"], suffixes=("", "_old"))
+    scored, scored_before = (table[table["task"] == "t2i"] for table in (scores, old_scores))
+    moved = scored.merge(scored_before, on=["cell", "split"], suffixes=("", "_old"))
     assert (moved["fid"] != moved["fid_old"]).eq(moved["model"] == "f4").all()
     assert (few / FIG09).read_bytes() != old[FIG09]
     assert "figure" in few.dry(FIG01, overlay=edited(SLOW)).jobs
