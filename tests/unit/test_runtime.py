@@ -1,4 +1,4 @@
-"""What stands before JAX is imported: the compiler flag that makes jaxlib 0.10.2 compute right, and threads."""
+"""What stands before JAX is imported: the compiler flags that make jaxlib 0.10.2 compute right and fast, and threads."""
 
 import os
 import subprocess
@@ -53,23 +53,26 @@ def test_other_releases_are_not_given_a_flag_that_they_may_not_know(environment,
     assert "XLA_FLAGS" not in environment
 
 
-def test_the_flag_joins_the_users_own_and_leaves_a_users_choice_alone(environment, monkeypatch):
+@pytest.mark.parametrize("gpu", [False, True])
+def test_the_flags_join_the_users_own_and_leave_a_users_choice_alone(environment, monkeypatch, gpu):
     monkeypatch.setattr(runtime, "version", lambda package: "0.10.2")
+    monkeypatch.setattr(runtime, "find_spec", lambda package: object() if gpu else None)
+    ours = [*runtime.FLAGS, *(() if gpu else runtime.CPU_ONLY_FLAGS)]
     runtime.prepare()
-    assert environment["XLA_FLAGS"] == "--xla_cpu_experimental_ynn_fusion_type="
+    assert environment["XLA_FLAGS"].split() == ours
     runtime.prepare()
-    assert environment["XLA_FLAGS"] == "--xla_cpu_experimental_ynn_fusion_type="
+    assert environment["XLA_FLAGS"].split() == ours
     environment["XLA_FLAGS"] = "--xla_dump_to=/tmp/x"
     runtime.prepare()
-    assert environment["XLA_FLAGS"] == "--xla_dump_to=/tmp/x --xla_cpu_experimental_ynn_fusion_type="
+    assert environment["XLA_FLAGS"].split() == ["--xla_dump_to=/tmp/x", *ours]
     environment["XLA_FLAGS"] = "--xla_cpu_experimental_ynn_fusion_type=dot"
     runtime.prepare()
-    assert environment["XLA_FLAGS"] == "--xla_cpu_experimental_ynn_fusion_type=dot"
+    assert environment["XLA_FLAGS"].split() == ["--xla_cpu_experimental_ynn_fusion_type=dot", *ours[1:]]
 
 
-def test_the_flag_stands_in_this_process():
-    if version("jaxlib") == "0.10.2":
-        assert runtime.YNN_OFF in os.environ["XLA_FLAGS"]
+def test_the_flags_stand_in_this_process():
+    if version("jaxlib") == runtime.TUNED_JAXLIB:
+        assert all(flag in os.environ["XLA_FLAGS"] for flag in runtime.FLAGS)
 
 
 def test_threads_are_held_for_blas_unless_the_user_says_otherwise(environment):
