@@ -9,10 +9,10 @@ min_version("9.9")
 
 sys.path.insert(0, str(Path(workflow.basedir) / "lib"))
 
-from ldmscale.cells.chain import Chain
+from ldmscale.cells.chain import BESIDE, SCORED_AGAINST, SOURCES, Chain
 from ldmscale.cells.plan import Plan
 from ldmscale.config.check import check
-from ldmscale.config.study import Study
+from ldmscale.config.study import FINETUNED, Study
 from ldmscale.errors import UserError
 
 
@@ -37,7 +37,7 @@ figure_names = [name for name, settings in config["figures"].items() if settings
 
 wildcard_constraints:
     model="[A-Za-z0-9][A-Za-z0-9._-]*",
-    figure="fig[0-9]{2}",
+    figure="fig[0-9]{2}|dreambooth",
     cells=r"task=[^/]+(/(model|weights|sampler|steps|cfg)=[^/]+)+",
 
 
@@ -48,6 +48,7 @@ include: "rules/common.smk"
 include: "rules/data.smk"
 include: "rules/encoders.smk"
 include: "rules/pretrain.smk"
+include: "rules/finetune.smk"
 include: "rules/cells.smk"
 include: "rules/figures.smk"
 include: "rules/report.smk"

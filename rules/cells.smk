@@ -3,7 +3,7 @@
 A job is a prefix of its cells' paths, and so is a target: `snakemake results/<study>/cells/<cell>/scores.json` makes
 one cell, with as much of the path as you like.
 
-IN   models/{model}/{pretrain,published}.json, encoders, prompts, reference
+IN   models/{model}/{pretrain,published,superres,dreambooth}.json, encoders, prompts, reference, superres, dreambooth
 OUT  cells/{cells}/generated.json, cells/{cells}/scores.json, scores.parquet
 """
 
@@ -14,7 +14,7 @@ rule generate:
         model=model_of,
         autoencoder=rules.autoencoder.output[0],
         latents=[] if config["autoencoder"]["scale"] else rules.latents.output[0],
-        prompts=rules.prompts.output[0],
+        draws=drawn_from,
     output:
         f"{results}/cells/{{cells}}/generated.json",
     log:
@@ -40,9 +40,8 @@ rule score:
             lambda cells: [f"{results}/cells/{job}/generated.json" for job in plan.generation_jobs(cells)]
         ),
         clip=rules.clip.output[0],
-        prompts=rules.prompts.output[0],
-        reference=rules.reference.output[0],
-        inception=external(config["metrics"]["inception"]),
+        against=scored_against,
+        weights=external(*measuring_weights),
     output:
         f"{results}/cells/{{cells}}/scores.json",
     log:

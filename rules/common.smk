@@ -34,18 +34,59 @@ def planned(function):
     return checked
 
 
-def manifest_of(model):
+def manifest_of(model, task="t2i"):
+    """The manifest of the model's weights for a task."""
+    if task in FINETUNED:
+        return f"{results}/models/{model}/{task}.json"
     return f"{results}/models/{model}/{'published' if study.models[model].weights else 'pretrain'}.json"
 
 
+first_cell = planned(lambda cells: plan.under(cells)[0])
+
+
 def model_of(wildcards):
-    return manifest_of(plan.under(wildcards.cells)[0].model)
+    cell = first_cell(wildcards)
+    return manifest_of(cell.model, cell.task)
+
+
+# What the stages that cells draw from, and are scored against, write.
+SOURCE_FILES = {
+    "prompts": f"{results}/prompts/prompts.json",
+    "reference": f"{results}/reference/reference.json",
+    "pairs": f"{results}/superres/pairs.json",
+    "baselines": f"{results}/superres/baselines.json",
+    "subjects": f"{results}/dreambooth/subjects.json",
+}
+
+
+def drawn_from(wildcards):
+    return SOURCE_FILES[SOURCES[first_cell(wildcards).task]]
+
+
+def scored_against(wildcards):
+    return [SOURCE_FILES[stage] for stage in SCORED_AGAINST[first_cell(wildcards).task]]
+
+
+lpips = config["metrics"]["lpips"]
+measuring_weights = [
+    config["metrics"]["inception"],
+    config["metrics"]["dino"],
+    *(path for files in lpips.values() if files for path in files.values()),
+]
 
 
 def shown_cells(wildcards):
     """The generation jobs whose pictures a figure shows; figures without prompts show curves alone."""
     settings = config["figures"][wildcards.figure]
-    if not {"prompt", "prompts", "rows", "pair"} & set(settings):
+    if not {"prompt", "prompts", "rows", "pair", "patches"} & set(settings):
         return []
     jobs = {plan.generation_job(cell) for cell in plan.experiments[settings["experiment"]]}
     return [f"{results}/cells/{job}/generated.json" for job in sorted(jobs)]
+
+
+def shown_beside(wildcards):
+    """The stages that a figure of a downstream task shows beside its cells."""
+    settings = config["figures"][wildcards.figure]
+    if "experiment" not in settings:
+        return []
+    return [SOURCE_FILES[stage] for stage in BESIDE.get(plan.experiments[settings["experiment"]][0].task, ())]

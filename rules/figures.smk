@@ -10,6 +10,7 @@ rule figure:
     input:
         scores=rules.gather.output[0],
         cells=shown_cells,
+        beside=shown_beside,
     output:
         pdf=f"{results}/figures/{{figure}}.pdf",
         png=report(
@@ -50,12 +51,13 @@ rule summary:
     """What the run shows of each of the paper's findings, with intervals."""
     input:
         scores=rules.gather.output[0],
+        baselines=rules.baselines.output[0] if config["superres"] else [],
     output:
         f"{results}/summary.md",
     log:
         f"{results}/logs/summary.log",
     params:
-        stages.report(*plan.experiments),
+        stages.summary(),
     message:
         "write the summary"
     script:

@@ -12,12 +12,14 @@ from ldmscale.provenance import read_manifest
 
 with job(snakemake.log[0], snakemake.threads):
     params = snakemake.params[0]
-    cells = Path(snakemake.input.scores).parent / "cells"
-    data = figure_data(params, read_scores(snakemake.input.scores, params["scores"]), cells)
+    results = Path(snakemake.input.scores).parent
+    stages = map(Path, snakemake.input.beside)
+    beside = {path.stem: read_manifest(path, path.stem, params["beside"][path.stem]) for path in stages}
+    data = figure_data(params, read_scores(snakemake.input.scores, params["scores"]), results, beside)
 
     def previews(cell):
         # The table has its own digest; the pictures are the cells'.
-        read_manifest(cells / cell.path / "sample.json", "generate", params["drawn"][cell.path])
+        read_manifest(results / "cells" / cell.path / "sample.json", "generate", params["drawn"][cell.path])
         return data.previews(cell)
 
     figure = FIGURES[snakemake.wildcards.figure](replace(data, previews=previews))

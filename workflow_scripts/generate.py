@@ -4,9 +4,9 @@ import re
 from functools import lru_cache
 from pathlib import Path
 
-from ldmscale.data.encoded import Prompts
 from ldmscale.diffusion.schedule import Schedule
 from ldmscale.generation.cells import Generator, generate
+from ldmscale.generation.draws import open_draws
 from ldmscale.generation.encode import Encoders
 from ldmscale.jobs import job
 from ldmscale.models.autoencoder import AutoencoderConfig
@@ -20,12 +20,11 @@ with job(snakemake.log[0], snakemake.threads) as say:
     ae, net = AutoencoderConfig(**params["ae"]), UNetConfig(**params["net"])
     made = read_manifest(snakemake.input.model, Path(snakemake.input.model).stem, inputs["model"])["weights"]
     scale = params["scale"] or read_manifest(snakemake.input.latents, "latents", inputs["latents"])["scale"]
-    read_manifest(snakemake.input.prompts, "prompts", inputs["prompts"])
-    prompts = Prompts.load(Path(snakemake.input.prompts).parent)
-    generator = Generator(
-        net, Schedule(**params["diffusion"]), Encoders(ae, batch=params["batch"]), params["latent_size"],
-        params["batch"], params["seed"],
-    )  # fmt: skip
+    source = Path(snakemake.input.draws)
+    read_manifest(source, source.stem, inputs[source.stem])
+    generator = Generator(net, Schedule(**params["diffusion"]), params["latent_size"], params["batch"], params["seed"])
+    encoders = Encoders(ae, batch=params["batch"])
+    ae_weights = load_encoder(snakemake.input.autoencoder, inputs["autoencoder"], ae)
 
     @lru_cache(maxsize=1)
     def weights(name):
@@ -33,7 +32,7 @@ with job(snakemake.log[0], snakemake.threads) as say:
 
     root = Path(re.sub(r"task=.*", "", snakemake.output[0]))
     generate(
-        params["cells"], root, generator, prompts, lambda cell: weights(cell.weights),
-        load_encoder(snakemake.input.autoencoder, inputs["autoencoder"], ae), scale, say,
+        params["cells"], root, generator, open_draws(params["task"], source.parent), lambda cell: weights(cell.weights),
+        lambda z: encoders.decode(ae_weights, z / scale), say,
     )  # fmt: skip
     write_manifest(snakemake.output[0], "generate", params["digest"], cells=[c["path"] for c in params["cells"]])

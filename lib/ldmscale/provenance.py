@@ -31,6 +31,12 @@ VERSIONS = {
     "reference": 1,
     "pretrain": 1,
     "published": 1,
+    "pairs": 1,
+    "baselines": 1,
+    "superres": 1,
+    "subjects": 1,
+    "class_images": 1,
+    "dreambooth": 1,
     "weights": 1,
     "cell": 1,
     "score": 1,
@@ -57,6 +63,15 @@ def file_digest(path: str | Path) -> str:
             return hashlib.file_digest(handle, "sha256").hexdigest()[:16]
     except (FileNotFoundError, PermissionError):
         return "absent"
+
+
+def listing_digest(folder: str | Path) -> str:
+    """A hash of the names and sizes of a folder's files, or ``"absent"``: of many large images, not of their bytes."""
+    try:
+        files = sorted((entry.name, entry.stat().st_size) for entry in os.scandir(folder) if entry.is_file())
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        return "absent"
+    return hashlib.sha256(json.dumps(files).encode()).hexdigest()[:16]
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from ldmscale.cli.main import main
 from ldmscale.config.read import read_study
 from ldmscale.generation import pipeline as pipelines
 from ldmscale.generation.cells import Generator, image_keys
+from ldmscale.generation.draws import Draws
 from ldmscale.generation.encode import Encoders
 from ldmscale.models import autoencoder_weights, clip_weights, unet_weights
 from ldmscale.models.autoencoder import Autoencoder, AutoencoderConfig
@@ -75,8 +76,12 @@ def ours(folder):
 
 @pytest.fixture(scope="module")
 def generator(ours):
-    encoders = Encoders(ours.autoencoder, text=ours.text, batch=len(TEXTS))
-    return Generator(ours.unet, ours.schedule, encoders, ours.latent_size, len(TEXTS), SEED)
+    return Generator(ours.unet, ours.schedule, ours.latent_size, len(TEXTS), SEED)
+
+
+@pytest.fixture(scope="module")
+def encoders(ours):
+    return Encoders(ours.autoencoder, text=ours.text, batch=len(TEXTS))
 
 
 def member(command):
@@ -108,23 +113,22 @@ def test_it_is_loaded_as_what_it_is(theirs, ours):
     np.testing.assert_allclose(theirs.scheduler.betas.numpy(), ours.schedule.betas, rtol=1e-6)
 
 
-def test_texts_travel(theirs, ours, generator):
+def test_texts_travel(theirs, ours, encoders):
     tokens = theirs.tokenizer(TEXTS, padding="max_length", truncation=True, return_tensors="np")["input_ids"]
     np.testing.assert_array_equal(tokens, ours.tokenizer.encode(TEXTS, ours.context_length))
-    states = generator.encoders.states(ours.weights["text"], ours.tokenizer.encode(TEXTS, ours.context_length))
+    states = encoders.states(ours.weights["text"], ours.tokenizer.encode(TEXTS, ours.context_length))
     with torch.no_grad():
         want = theirs.encode_prompt(TEXTS, "cpu", 1, False)[0].numpy()
     assert np.abs(states - want).max() <= LATENTS * np.abs(want).max()
 
 
 @pytest.mark.parametrize(("sampler", "steps", "cfg"), CASES)
-def test_images_are_the_same(theirs, ours, generator, sampler, steps, cfg):
+def test_images_are_the_same(theirs, ours, generator, encoders, sampler, steps, cfg):
     tokens = ours.tokenizer.encode([*TEXTS, ""], ours.context_length)
-    states = generator.encoders.states(ours.weights["text"], tokens)
+    states = encoders.states(ours.weights["text"], tokens)
     cell = Cell("t2i", "f8", "pretrain-40", sampler, steps, cfg)
-    z = generator.latents(
-        ours.weights["unet"], cell, ours.spacing[sampler], states[:-1], states[-1], np.arange(len(TEXTS))
-    )
+    draws = Draws(states[:-1], states[-1], np.arange(len(TEXTS)), [""] * len(TEXTS))
+    z = generator.latents(ours.weights["unet"], cell, ours.spacing[sampler], draws)
     net = Autoencoder(ours.autoencoder)
     decode = jax.jit(lambda z: net.apply({"params": ours.weights["autoencoder"]}, z, method="decode"))
     images = np.asarray(decode(z / ours.scale))

@@ -4,7 +4,6 @@ import json
 import re
 import shutil
 from importlib.metadata import version
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,6 +19,7 @@ from ldmscale.diffusion.samplers import SAMPLERS
 from ldmscale.errors import UserError
 from ldmscale.generation import export, pipeline
 from ldmscale.generation.cells import Generator, generate
+from ldmscale.generation.draws import Draws
 from ldmscale.generation.encode import Encoders
 from ldmscale.models.autoencoder import AutoencoderConfig
 from ldmscale.models.autoencoder_weights import autoencoder_config
@@ -119,12 +119,13 @@ def test_it_draws_what_a_cell_draws(here, tmp_path, capsys, weights, sampler, st
     encoders = Encoders(made.autoencoder, text=made.text, batch=4)
     texts = [*PROMPTS[:3], "caf?", ""]
     states = encoders.states(made.weights["text"], made.tokenizer.encode(texts, made.context_length))
-    drawn = SimpleNamespace(drawn=lambda scored: (states[:4], np.arange(4), ["gallery"] * 4), null=states[4])
+    draws = Draws(states[:4], states[4], np.arange(4), ["gallery"] * 4)
     cell = Cell("t2i", "f8", weights, sampler, steps, cfg)
-    spec = {"path": cell.path, "scored": False, "spacing": spacing, "noises": None, "digest": "any"}
+    spec = {"path": cell.path, "draws": {}, "spacing": spacing, "digest": "any"}
     generate(
-        [spec], tmp_path, Generator(made.unet, made.schedule, encoders, made.latent_size, 4, seed), drawn,
-        lambda cell: made.weights["unet"], made.weights["autoencoder"], small_study.SCALE, print,
+        [spec], tmp_path, Generator(made.unet, made.schedule, made.latent_size, 4, seed), lambda cell: draws,
+        lambda cell: made.weights["unet"],
+        lambda z: encoders.decode(made.weights["autoencoder"], z / small_study.SCALE), print,
     )  # fmt: skip
     want = np.load(tmp_path / cell.path / "gallery.npy")
     assert want.shape == (4, 16, 16, 3) and min(image.std() for image in want) > 1

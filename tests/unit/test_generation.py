@@ -1,7 +1,7 @@
 """Cells into images: the same noises for every cell, whatever the batch; finished cells are kept."""
 
+import dataclasses
 import json
-from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 from ldmscale.cells.cell import Cell
-from ldmscale.data.encoded import OFFSETS, Prompts
+from ldmscale.data.encoded import OFFSETS, Prompts, save_array
 from ldmscale.diffusion.schedule import Schedule
 from ldmscale.errors import UserError
 from ldmscale.generation.cells import Generator, generate, image_keys
+from ldmscale.generation.draws import Draws, open_draws
 from ldmscale.generation.encode import Encoders, in_batches
 from ldmscale.models.autoencoder import Autoencoder, AutoencoderConfig
 from ldmscale.models.unet import UNet, UNetConfig
@@ -40,7 +41,7 @@ PROMPTS = prompts_of(gallery=2, tuning=3, heldout=4)
 
 
 def generator(batch, seed=0):
-    return Generator(NET, Schedule(), Encoders(), SIZE, batch, seed)
+    return Generator(NET, Schedule(), SIZE, batch, seed)
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +59,7 @@ def batch4():
 
 def sample(of, params, cell=CELL, prompts=PROMPTS, spacing="leading"):
     states, numbers, splits = prompts.drawn(True)
-    z = of.latents(params, cell, spacing, states, prompts.null, numbers)
+    z = of.latents(params, cell, spacing, Draws(states, prompts.null, numbers, splits))
     assert z.shape == (len(splits), SIZE, SIZE, 4) and np.isfinite(z).all()
     return {split: z[[s == split for s in splits]] for split in dict.fromkeys(splits)}
 
@@ -97,6 +98,57 @@ def test_an_interpolation_draws_every_state_with_the_same_noises():
         assert (states[4 * i : 4 * i + 4] == mixed).all()
         assert (numbers[4 * i : 4 * i + 4] == numbers[:4]).all()
     assert len(set(numbers)) == 4 and not set(numbers) & set(PROMPTS.drawn(True)[1])
+
+
+def same(draws, states, numbers, splits):
+    np.testing.assert_array_equal(draws.states, states)
+    np.testing.assert_array_equal(draws.numbers, numbers)
+    assert draws.splits == splits
+
+
+def test_what_the_cells_of_each_task_draw(tmp_path):
+    PROMPTS.save(tmp_path)
+    same(open_draws("t2i", tmp_path)(CELL, scored=True), *PROMPTS.drawn(True))
+    same(open_draws("t2i", tmp_path)(CELL, scored=False), *PROMPTS.drawn(False))
+    same(open_draws("interpolation", tmp_path)(CELL, noises=4), *PROMPTS.interpolated(4))
+
+    condition = rng.normal(size=(5, SIZE, SIZE, 4)).astype(np.float32)
+    save_array(tmp_path / "condition.npy", condition)
+    restored = open_draws("superres", tmp_path)(CELL)
+    same(restored, [PROMPTS.null] * 5, OFFSETS["superres"] + np.arange(5), ["superres"] * 5)
+    np.testing.assert_array_equal(restored.condition, condition)
+
+    prompts = rng.normal(size=(3, TOKENS, 8)).astype(np.float32)
+    save_array(tmp_path / "dog" / "prompts.npy", prompts)
+    save_array(tmp_path / "dog" / "class.npy", prompts[0] + 1)
+    cell = CELL.at(task="dreambooth", weights="dreambooth_dog-40")
+    subject = open_draws("dreambooth", tmp_path)(cell, images_per_prompt=2, class_images=4)
+    numbers = [*(OFFSETS["dreambooth"] + np.arange(6)), *(OFFSETS["class"] + np.arange(4))]
+    states = [*np.repeat(prompts, 2, axis=0), *[prompts[0] + 1] * 4]
+    same(subject, states, numbers, ["dreambooth"] * 6 + ["class"] * 4)
+    # No two tasks share a noise.
+    everyone = [*numbers, *restored.numbers, *PROMPTS.drawn(True)[1], *PROMPTS.interpolated(4)[1]]
+    assert len(set(everyone)) == 10 + 5 + 9 + 4
+
+
+def test_a_condition_is_seen_and_belongs_to_its_image():
+    """Super-resolution's network has twice the channels; image i sees condition i, in whatever batch it is."""
+    net = dataclasses.replace(NET, in_channels=2 * NET.out_channels)
+    draw = np.random.default_rng(2)
+    weights = jax.tree.map(lambda s: (0.3 * draw.normal(size=s.shape)).astype(np.float32), parameter_shapes(net))
+    conditions = draw.normal(size=(3, SIZE, SIZE, NET.out_channels)).astype(np.float32)
+    cell = CELL.at(task="superres", cfg=1.0)
+
+    def restored(batch, condition):
+        states = np.broadcast_to(PROMPTS.null, (3, *PROMPTS.null.shape))
+        draws = Draws(states, PROMPTS.null, np.array([7, 7, 7]), ["superres"] * 3, condition)
+        return Generator(net, Schedule(), SIZE, batch, 0).latents(weights, cell, "leading", draws)
+
+    whole, parts = restored(3, conditions), restored(2, conditions)
+    np.testing.assert_allclose(whole, parts, atol=1e-5)
+    turned = restored(3, conditions[[1, 2, 0]])
+    np.testing.assert_allclose(turned, whole[[1, 2, 0]], atol=1e-5)
+    assert np.abs(whole[0] - whole[1]).max() > 1e-3
 
 
 def test_every_image_has_its_own_noise_from_the_seed_and_its_number():
@@ -202,14 +254,14 @@ class Drawing:
 
     def __init__(self, fail_at=None):
         self.schedule, self.drawn, self.fail_at = Schedule(), [], fail_at
-        self.encoders = SimpleNamespace(decode=lambda params, z: np.repeat(z.astype(np.uint8), 3, -1))
 
-    def latents(self, params, cell, spacing, states, null, numbers):
+    def latents(self, params, cell, spacing, draws):
         if len(self.drawn) == self.fail_at:
             raise KeyboardInterrupt
         self.drawn.append(cell)
         assert params == f"weights of {cell.weights}"
-        return np.zeros((len(numbers), 2, 2, 1)) + np.arange(len(numbers)).reshape(-1, 1, 1, 1) + cell.steps
+        count = len(draws.numbers)
+        return np.zeros((count, 2, 2, 1)) + np.arange(count).reshape(-1, 1, 1, 1) + cell.steps
 
 
 CELLS = [CELL.at(steps=s, weights=f"pretrain-{w}") for w in (20, 40) for s in (1, 2, 3)]
@@ -217,14 +269,23 @@ CELLS = [CELL.at(steps=s, weights=f"pretrain-{w}") for w in (20, 40) for s in (1
 
 def specs(cells=CELLS, unscored=(), **changes):
     return [
-        {"path": c.path, "scored": c not in unscored, "spacing": "leading", "noises": None, "digest": f"d{i}"} | changes
+        {"path": c.path, "draws": {"scored": c not in unscored}, "spacing": "leading", "digest": f"d{i}"} | changes
         for i, c in enumerate(cells)
     ]
 
 
+def grey(z):
+    return np.repeat(z.astype(np.uint8), 3, -1)
+
+
+def drawn(cell, scored):
+    states, numbers, splits = PROMPTS.drawn(scored)
+    return Draws(states, PROMPTS.null, numbers, splits)
+
+
 def run(folder, cells, drawing=None):
     drawing, said = drawing or Drawing(), []
-    generate(cells, folder, drawing, PROMPTS, lambda cell: f"weights of {cell.weights}", None, 1.0, said.append)
+    generate(cells, folder, drawing, drawn, lambda cell: f"weights of {cell.weights}", grey, said.append)
     assert len(said) == len(drawing.drawn)
     return drawing.drawn
 

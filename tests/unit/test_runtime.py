@@ -1,4 +1,4 @@
-"""What stands before JAX is imported: the compiler flags that make jaxlib 0.10.2 compute right and fast, and threads."""
+"""What stands before JAX is imported: compiler flags that make jaxlib 0.10.2 compute right and fast, and threads."""
 
 import os
 import subprocess

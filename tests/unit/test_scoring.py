@@ -56,7 +56,7 @@ def specs(**changes):
 
 def run(folder, scorer, cells=None, keep=True):
     said = []
-    rows = score(cells or specs(), folder, scorer, keep, said.append)
+    rows = score(cells or specs(), folder, lambda cell, images: scorer.rows(cell.task, images), keep, said.append)
     return rows, len(said)
 
 

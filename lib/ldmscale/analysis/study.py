@@ -41,9 +41,13 @@ class ModelInfo:
 
 
 def models_of(scores: pd.DataFrame) -> list[ModelInfo]:
-    """The models in a scores table, smallest first."""
-    columns = ["model", "filters", "params", "gflops", "norm_cost"]
-    unique = scores[columns].drop_duplicates("model").sort_values(["params", "model"])
+    """The models in a scores table, smallest first, with the sizes of their text-to-image networks where it has them.
+
+    (Super-resolution widens a network's first convolution.)
+    """
+    columns = ["task", "model", "filters", "params", "gflops", "norm_cost"]
+    first = scores[columns].sort_values("task", key=lambda task: task != "t2i", kind="stable")
+    unique = first.drop_duplicates("model").sort_values(["params", "model"])
     return [
         ModelInfo(str(r.model), int(r.filters), int(r.params), float(r.gflops), float(r.norm_cost))
         for r in unique.itertuples()

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
+import numpy as np
 import pandas as pd
 
+from ldmscale.analysis.downstream import FEW_STEPS, SUPERRES, Check, checks
+from ldmscale.analysis.dreambooth import DREAMBOOTH
 from ldmscale.analysis.findings import CANNOT_TELL, NOT_SUPPORTED, SUPPORTED, Finding
 from ldmscale.analysis.study import SAMPLER_NAMES, StudyInfo, model_label, models_of
 
@@ -26,15 +30,21 @@ def markdown_text(text: object) -> str:
     return _MARKUP.sub(r"\\\1", " ".join(str(text).split()))
 
 
-def summary_markdown(findings: Sequence[Finding], study: StudyInfo, scores: pd.DataFrame) -> str:
-    """The text of ``summary.md``."""
-    parts = [_head(study, scores), _verdicts(findings), _each(findings), _how(study), LIMITS]
-    return "\n\n".join(parts) + "\n"
+def summary_markdown(
+    findings: Sequence[Finding], study: StudyInfo, scores: pd.DataFrame, baselines: Sequence[Mapping[str, Any]] = ()
+) -> str:
+    """The text of ``summary.md``; ``baselines`` are super-resolution's score rows without a model, where there are."""
+    tasks = {task: scores[scores["task"] == task] for task in ("t2i", SUPERRES, DREAMBOOTH)}
+    parts = [_head(study, scores) + _downstream_head(tasks), _verdicts(findings)]
+    parts += [_each(findings), _checks(checks(scores, baselines)), _how(study) + _downstream_how(tasks), LIMITS]
+    return "\n\n".join(part for part in parts if part) + "\n"
 
 
 def _head(study: StudyInfo, scores: pd.DataFrame) -> str:
-    models = models_of(scores)
+    models, whole = models_of(scores), scores
+    scores = scores[scores["task"] == "t2i"]
     cells, checkpoints = scores["cell"].nunique(), scores.groupby("model")["train_step"].nunique().max()
+    more = " of text-to-image, as the lines above" if len(scores) < len(whole) else ""
     sizes = "; ".join(markdown_text(model_label(m)) for m in models)
     samplers = ", ".join(SAMPLER_NAMES[s] for s in sorted(scores["sampler"].unique()))
     steps, cfgs = sorted(scores["steps"].unique()), sorted(scores["cfg"].unique())
@@ -49,12 +59,45 @@ how many sampling steps and how much guidance, makes the best images?
 | Models (U-Net parameters) | {sizes} |
 | Checkpoints a model | up to {checkpoints} |
 | Samplers | {samplers} |
-| Sampling steps | {", ".join(map(str, steps))} |
+| Sampling steps | {", ".join(f"{s:.0f}" for s in steps)} |
 | Guidance weights (CFG) | {", ".join(f"{c:g}" for c in cfgs)} |
-| Measured settings | {cells} |
+| Measured settings | {cells}{more} |
 | Prompts, one image each | {study.n_heldout} held out for reporting, {study.n_tuning} for choosing guidance |
 | FID features | {markdown_text(study.fid_features)} |
 | CLIP score | {markdown_text(study.clip_features)} |"""
+
+
+def _downstream_head(tasks: Mapping[str, pd.DataFrame]) -> str:
+    """Lines of the head's table for the other tasks; the lines above are of text-to-image alone."""
+    lines = []
+    if len(rows := tasks[SUPERRES]):
+        first = rows.iloc[0]
+        lines.append(
+            f"Super-resolution | {_finetuned(rows)}; sampled in {_span(rows['steps'])} steps without guidance; "
+            f"{first['n']:.0f} patches; FID on {first['fid_features']}; perceptual distance: "
+            f"{first['perceptual_features']}"
+        )
+    if len(rows := tasks[DREAMBOOTH]):
+        first = rows.iloc[0]
+        lines.append(
+            f"DreamBooth | {_finetuned(rows)}; {rows['subject'].nunique()} subjects, "
+            f"{_span(rows['dino'].map(np.size))} prompts each; sampled in {_span(rows['steps'])} steps; DINO by "
+            f"{first['subject_features']}, CLIP-I and CLIP-T by {first['clip_features']}, diversity by "
+            f"{first['diversity_features']}"
+        )
+    cells = [line.split(" | ", 1) for line in lines]
+    return "".join(f"\n| {name} | {markdown_text(text)} |" for name, text in cells)
+
+
+def _finetuned(rows: pd.DataFrame) -> str:
+    after = rows[rows["train_step"] > 0]
+    if after.empty:
+        return f"{rows['cell'].nunique()} settings measured, none finetuned"
+    return f"{rows['cell'].nunique()} settings measured, finetuned for {_span(after['train_step'])} steps"
+
+
+def _span(values: pd.Series) -> str:
+    return " to ".join(dict.fromkeys(f"{v:.0f}" for v in (values.min(), values.max())))
 
 
 def _verdicts(findings: Sequence[Finding]) -> str:
@@ -85,6 +128,40 @@ def _each(findings: Sequence[Finding]) -> str:
         if others:
             parts.append("\n".join(f"- {markdown_text(number)}" for number in others))
     return "\n\n".join(parts)
+
+
+def _checks(found: Sequence[Check]) -> str:
+    if not found:
+        return ""
+    lines = ["## Checks", "", "No findings of the paper: what must hold if finetuning and its metrics work.", ""]
+    for check in found:
+        holds, fails = check.counts
+        each = "; ".join(f"{n.label} {n.value:+.3g} [{n.low:+.3g}, {n.high:+.3g}]" for n in check.numbers)
+        against = f", the opposite in {fails}" if fails else ""
+        beside = f" For comparison: {check.beside}." if check.beside else ""
+        text = f"in {holds} of {len(check.numbers)} models beyond the interval{against}. Differences: {each}.{beside}"
+        lines.append(f"- **{markdown_text(check.statement)}:** {markdown_text(text)}")
+    return "\n".join(lines)
+
+
+def _downstream_how(tasks: Mapping[str, pd.DataFrame]) -> str:
+    text = ""
+    if len(tasks[SUPERRES]):
+        text += f"""
+- **Super-resolution** has one set of patches and no guidance, so what is said above of tuning and held-out prompts \
+does not hold for it; its FIDs are of patches and compare with no other. Where a best of several is taken, the note \
+says that it was chosen on the patches that it is reported on. Its intervals resample patches. Its finding on model \
+size is judged as text-to-image's; for that on small budgets *supported* means that some smaller model is better \
+beyond an interval at a level shared between the smaller models (at most {FEW_STEPS} steps), *not supported* that \
+every one of them is worse beyond its own."""
+    if len(tasks[DREAMBOOTH]):
+        text += """
+- **DreamBooth**: *DINO* and *CLIP-I* are the mean cosine similarity of a picture to the subject's real images, by \
+the features named above; *CLIP-T* is that of a picture to its prompt; *PRES* is DINO's of pictures of the class \
+alone (lower: the class is kept apart from the subject); *DIV* is the mean distance between the pictures of a prompt. \
+All are means over the same subjects, and the intervals resample the prompts within them (of PRES the pictures), so \
+they do not say how another choice of subjects would turn out."""
+    return text
 
 
 def _how(study: StudyInfo) -> str:

@@ -6,13 +6,15 @@ from dataclasses import dataclass, fields, replace
 
 from ldmscale.errors import UserError
 
-TASKS = ("t2i", "interpolation")
+TASKS = ("t2i", "interpolation", "superres", "dreambooth")
 LEVELS = ("task", "model", "weights", "sampler", "steps", "cfg")
 
 
 @dataclass(frozen=True, order=True)
 class Cell:
     """One measurement: ``model`` with ``weights`` (``stage-step``, or ``published``), in ``steps`` at guidance ``cfg``.
+
+    Stages are pretrain, superres and, one a subject, dreambooth_<subject>.
 
     ``cfg`` is g in eps_null + g (eps_cond - eps_null); 1 is unguided. The prompts and starting noises are the same
     for every cell of a task, so cells compare pairwise.
@@ -40,6 +42,11 @@ class Cell:
         """The optimiser step of ``weights``; 0 where they were not trained here."""
         step = self.weights.rpartition("-")[2]
         return int(step) if step.isdecimal() else 0
+
+    @property
+    def subject(self) -> str:
+        """The DreamBooth subject that ``weights`` were finetuned on; empty in the other tasks."""
+        return self.weights.rpartition("-")[0].partition("_")[2]
 
     @classmethod
     def parse(cls, path: str) -> Cell:

@@ -12,9 +12,17 @@ from typing import Any
 
 from ldmscale.cells.cell import Cell
 from ldmscale.cells.plan import Plan
-from ldmscale.config.study import Study
+from ldmscale.config.study import FINETUNED, Study
 from ldmscale.errors import UserError
-from ldmscale.provenance import digest, file_digest
+from ldmscale.provenance import digest, file_digest, listing_digest
+
+# The stages that the scores of a task are measured against, beside CLIP.
+SCORED_AGAINST = {"t2i": ("prompts", "reference"), "interpolation": ("prompts", "reference"),
+                  "superres": ("pairs", "prompts", "baselines"), "dreambooth": ("subjects",)}  # fmt: skip
+# The stages that figures show beside the cells of a task.
+BESIDE = {"superres": ("pairs", "baselines"), "dreambooth": ("subjects",)}
+# The stage that holds what the cells of a task draw.
+SOURCES = {"t2i": "prompts", "interpolation": "prompts", "superres": "pairs", "dreambooth": "subjects"}
 
 
 class Chain:
@@ -26,12 +34,15 @@ class Chain:
         self.config = plan.study.config
         # A cell's digest is asked for by its jobs, the table and every figure that shows it.
         self.pretrain = lru_cache(maxsize=None)(self._pretrain)
+        self.superres = lru_cache(maxsize=None)(self._superres)
+        self.dreambooth = lru_cache(maxsize=None)(self._dreambooth)
         self.cell = lru_cache(maxsize=None)(self._cell)
         self.scores = lru_cache(maxsize=None)(self._scores)
         self._common = lru_cache(maxsize=None)(self._stage)
 
     def __getitem__(self, stage: str) -> dict[str, Any]:
-        """Params of a stage that there is once: data, tokenizer, autoencoder, clip, text, latents, prompts, reference.
+        """Params of a stage that there is once: data, tokenizer, autoencoder, clip, text, latents, prompts, reference,
+        pairs and baselines (super-resolution), subjects (DreamBooth).
 
         ``text`` is what the U-Nets attend to: the stage ``text_encoder``, or ``clip`` where the config has none.
         """
@@ -95,29 +106,96 @@ class Chain:
     def _reference(self) -> dict[str, Any]:
         return self._make("reference", ("data", "clip"), clip=self.study.clip_params(), features=self._features())
 
+    def _pairs(self) -> dict[str, Any]:
+        section = {k: v for k, v in self.config["superres"].items() if k != "finetune"}
+        folders = [section[key] for key in ("train", "evaluation", "evaluation_lr")]
+        own = ("data",) if None in folders[:2] else ()
+        return self._make("pairs", (*own, "tokenizer", "autoencoder", "text", *self._scale()), **section,
+                          scale=self.config["autoencoder"]["scale"], image_size=self.config["data"]["image_size"],
+                          seed=self.study.seed, ae=self.study.autoencoder_params(), text=self.study.text_params(),
+                          files=[folder and listing_digest(folder) for folder in folders])  # fmt: skip
+
+    def _baselines(self) -> dict[str, Any]:
+        return self._make("baselines", ("pairs", "clip", "prompts"), **self._downstream())
+
+    def _subjects(self) -> dict[str, Any]:
+        keys = ("folder", "subjects", "fit", "identifier")
+        section = {key: self.config["dreambooth"][key] for key in keys}
+        folder = section["folder"]
+        names = [f"{folder}/{name}" for name in ("", *section["subjects"])] if folder else []
+        return self._make("subjects", ("tokenizer", "autoencoder", "text", "clip", *self._scale()), **section,
+                          scale=self.config["autoencoder"]["scale"], image_size=self.config["data"]["image_size"],
+                          ae=self.study.autoencoder_params(), text=self.study.text_params(),
+                          clip=self.study.clip_params(), files=[listing_digest(name) for name in names])  # fmt: skip
+
+    def _downstream(self) -> dict[str, Any]:
+        """What scores of super-resolution and DreamBooth depend on besides images."""
+        metrics = self.config["metrics"]
+        paths = {"lpips": metrics["lpips"], "dino": metrics["dino"]}
+        files = [p and file_digest(p) for entry in metrics["lpips"].values() for p in (entry or {}).values()]
+        return {"features": self._features(), **paths, "files": [*files, paths["dino"] and file_digest(paths["dino"])],
+                "clip": self.study.clip_params(), "replicates": metrics["replicates"],
+                "seed": self.study.seed}  # fmt: skip
+
     def _features(self) -> dict[str, Any]:
         path = self.config["metrics"]["inception"]
         return {"inception": path, "file": file_digest(path) if path else None, "clip": self.study.clip_name}
 
-    def _pretrain(self, model: str) -> dict[str, Any]:
-        settings = dict(self.study.models[model].pretrain)
+    def _trained(self, stage: str, settings: dict[str, Any], **params: Any) -> dict[str, Any]:
+        """Params of a training run; its learning rate is constant after warm-up, so a longer run passes through the
+        shorter one's states, and how far to train is no part of the digest."""
+        settings = dict(settings)
         extent = {key: settings.pop(key) for key in ("steps", "checkpoints")}
-        params = {"net": self.study.unet_params(model), "train": settings, "diffusion": self.config["diffusion"],
-                  "seed": self.study.seed, "inputs": {"latents": self["latents"]["digest"]}}  # fmt: skip
-        # The learning rate is constant after warm-up, so a longer run passes through the shorter one's states:
-        # how far to train is not part of what a trajectory is.
-        return {**params, **extent, "digest": digest("pretrain", params)}
+        params = {**params, "train": settings, "diffusion": self.config["diffusion"], "seed": self.study.seed}
+        return {**params, **extent, "digest": digest(stage, params)}
+
+    def _pretrain(self, model: str) -> dict[str, Any]:
+        return self._trained("pretrain", self.study.models[model].pretrain, net=self.study.unet_params(model),
+                             inputs={"latents": self["latents"]["digest"]})  # fmt: skip
 
     def published(self, model: str) -> dict[str, Any]:
         """Params of taking ``model``'s published weights."""
         path = self.study.models[model].weights
         return self._make("published", net=self.study.unet_params(model), weights=path, file=file_digest(path))
 
+    def _base(self, model: str) -> dict[str, Any]:
+        """The weights that ``model`` is finetuned from: their name and that of their stage, and digests."""
+        made = self.model("t2i", model)
+        return {"net": self.study.unet_params(model), "base": self.study.checkpoints(model)[-1],
+                "inputs": {"model": made["digest"]}}  # fmt: skip
+
+    def _superres(self, model: str) -> dict[str, Any]:
+        base = self._base(model)
+        base["inputs"]["pairs"] = self["pairs"]["digest"]
+        return self._trained("superres", self.config["superres"]["finetune"], **base,
+                             widened=self.study.unet_params(model, "superres"))  # fmt: skip
+
+    def class_images(self, model: str) -> dict[str, Any]:
+        """Params of the images that ``model`` makes of each subject's class before it is finetuned."""
+        base, prior = self._base(model), self.config["dreambooth"]["prior"]
+        base["inputs"]["subjects"] = self["subjects"]["digest"]
+        params = {**base, **{key: prior[key] for key in ("images", "sampler", "steps", "cfg")},
+                  "spacing": self.config["sampling"]["spacing"][prior["sampler"]],
+                  "diffusion": self.config["diffusion"], "seed": self.study.seed,
+                  "latent_size": self.study.latent_size}  # fmt: skip
+        return {**params, "batch": self.config["sampling"]["batch"], "digest": digest("class_images", params)}
+
+    def _dreambooth(self, model: str) -> dict[str, Any]:
+        base, prior = self._base(model), self.config["dreambooth"]["prior"]
+        base["inputs"]["subjects"] = self["subjects"]["digest"]
+        if prior:
+            base["inputs"]["class_images"] = self.class_images(model)["digest"]
+        return self._trained("dreambooth", self.config["dreambooth"]["finetune"], **base,
+                             prior_weight=prior["weight"] if prior else 0.0)  # fmt: skip
+
     def weights(self, cell: Cell) -> str:
         """Digest of the weights that ``cell`` samples from."""
-        return digest("weights", self._model(cell.model)["digest"], cell.weights)
+        return digest("weights", self.model(cell.task, cell.model)["digest"], cell.weights)
 
-    def _model(self, model: str) -> dict[str, Any]:
+    def model(self, task: str, model: str) -> dict[str, Any]:
+        """Params of the stage that makes ``model``'s weights for ``task``."""
+        if task in FINETUNED:
+            return getattr(self, task)(model)
         return self.published(model) if self.study.models[model].weights else self.pretrain(model)
 
     def _scale(self) -> dict[str, str]:
@@ -125,25 +203,29 @@ class Chain:
         return {} if self.config["autoencoder"]["scale"] else {"latents": self["latents"]["digest"]}
 
     def _cell(self, cell: Cell) -> dict[str, Any]:
-        """A cell's path, whether it is scored, and its digest."""
+        """A cell's path, whether it is scored, how many images it draws, and its digest."""
         scored = self.plan.is_scored(cell)
         counts = self.config["data"]["counts"]
-        inputs = [self.weights(cell), self["autoencoder"]["digest"], self["prompts"]["digest"]]
+        inputs = [self.weights(cell), self["autoencoder"]["digest"], self[SOURCES[cell.task]]["digest"]]
         spacing, scale = self.config["sampling"]["spacing"][cell.sampler], self.config["autoencoder"]["scale"]
-        noises = self.config["interpolation"]["noises"] if cell.task == "interpolation" else None
-        made = digest("cell", cell.path, scored, spacing, self.config["diffusion"], self.study.seed, counts, inputs,
-                      scale, self._scale(), noises)  # fmt: skip
-        return {"path": cell.path, "scored": scored, "spacing": spacing, "noises": noises, "digest": made}
+        draws = {"t2i": lambda: {"scored": scored},
+                 "interpolation": lambda: {"noises": self.config["interpolation"]["noises"]},
+                 "dreambooth": lambda: {k: self.config["dreambooth"][k] for k in ("images_per_prompt", "class_images")},
+                 }.get(cell.task, dict)()  # fmt: skip
+        made = digest("cell", cell.path, draws, spacing, self.config["diffusion"], self.study.seed, counts, inputs,
+                      scale, self._scale())  # fmt: skip
+        return {"path": cell.path, "draws": draws, "spacing": spacing, "digest": made}
 
     def generate(self, prefix: str) -> dict[str, Any]:
         """Params of the generation job ``prefix``: its cells and what all of them share."""
         cells = [self.cell(cell) for cell in self.plan.under(prefix)]
-        model = self.plan.under(prefix)[0].model
-        return {"cells": cells, "net": self.study.unet_params(model), "ae": self.study.autoencoder_params(),
+        task, model = self.plan.under(prefix)[0].task, self.plan.under(prefix)[0].model
+        return {"cells": cells, "task": task, "net": self.study.unet_params(model, task),
+                "ae": self.study.autoencoder_params(),
                 "diffusion": self.config["diffusion"], "seed": self.study.seed, "latent_size": self.study.latent_size,
                 "batch": self.config["sampling"]["batch"], "scale": self.config["autoencoder"]["scale"],
-                "inputs": {name: self[name]["digest"] for name in ("autoencoder", "prompts")} | self._scale()
-                | {"model": self._model(model)["digest"]},
+                "inputs": {name: self[name]["digest"] for name in ("autoencoder", SOURCES[task])} | self._scale()
+                | {"model": self.model(task, model)["digest"]},
                 "digest": digest("cell", [c["digest"] for c in cells])}  # fmt: skip
 
     def score(self, prefix: str) -> dict[str, Any]:
@@ -151,10 +233,15 @@ class Chain:
         made = [self.cell(cell) for cell in self.plan.under(prefix) if self.plan.is_scored(cell)]
         if not made:
             raise UserError(f"'{prefix}' is not scored: every experiment that has it says `scored: false`")
-        common = {"features": self._features(), "replicates": self.config["metrics"]["replicates"],
-                  "seed": self.study.seed, "clip": self.study.clip_params(),
-                  "alphas": (self.config["interpolation"] or {}).get("alphas", []),
-                  "inputs": {name: self[name]["digest"] for name in ("clip", "prompts", "reference")}}  # fmt: skip
+        task = self.plan.under(prefix)[0].task
+        against = SCORED_AGAINST[task]
+        if task in FINETUNED:
+            common = self._downstream()
+        else:
+            common = {"features": self._features(), "replicates": self.config["metrics"]["replicates"],
+                      "seed": self.study.seed, "clip": self.study.clip_params(),
+                      "alphas": (self.config["interpolation"] or {}).get("alphas", [])}  # fmt: skip
+        common = {**common, "task": task, "inputs": {name: self[name]["digest"] for name in ("clip", *against)}}
         cells = [{**c, "score_digest": digest("score", common, c["digest"])} for c in made]
         return {**common, "cells": cells, "keep_images": self.config["sampling"]["keep_images"],
                 "digest": digest("score", [c["score_digest"] for c in cells])}  # fmt: skip
@@ -162,11 +249,15 @@ class Chain:
     def _scores(self) -> dict[str, Any]:
         """Params of gathering: every scoring job's digest, and what turns a cell into a row of the table."""
         jobs = {prefix: self.score(prefix)["digest"] for prefix in self.plan.scoring_jobs()}
+        finetuned = {task: self.config[task]["finetune"]["batch"] for task in FINETUNED if self.config[task]}
+        if "dreambooth" in finetuned and self.config["dreambooth"]["prior"]:
+            finetuned["dreambooth"] *= 2  # as many images of the class
         family = {"models": {m: self.study.unet_params(m) for m in self.study.models},
                   "reference": self.study.network(self.config["reference_filters"]),
                   "latent_size": self.study.latent_size,
                   "ae": self.study.autoencoder_params(), "text": self.study.text_params(),
-                  "batch": {name: m.pretrain["batch"] for name, m in self.study.models.items()}}  # fmt: skip
+                  "batch": {name: m.pretrain["batch"] for name, m in self.study.models.items()},
+                  "finetune": finetuned}  # fmt: skip
         return {"jobs": jobs, "family": family, "digest": digest("scores", jobs, family)}
 
     def report(self, *experiments: str) -> dict[str, Any]:
@@ -183,6 +274,11 @@ class Chain:
             "scores": self.scores()["digest"],
         }
 
+    def summary(self) -> dict[str, Any]:
+        """Params of the summary."""
+        baselines = self["baselines"]["digest"] if self.config["superres"] else None
+        return {**self.report(*self.plan.experiments), "baselines": baselines}
+
     def figure(self, figure: str) -> dict[str, Any]:
         """Params of a figure: its settings, the cells that it shows with their digests, and the network for Fig. 2."""
         settings = self.config["figures"][figure]
@@ -191,6 +287,9 @@ class Chain:
         network = {"name": largest, "unet": self.study.unet_params(largest), "latent_size": self.study.latent_size,
                    "context_length": self.study.text_params()["context_length"]}  # fmt: skip
         drawn = {cell.path: self.cell(cell)["digest"] for name in shown for cell in self.plan.experiments[name]}
-        return {**self.report(*shown), "drawn": drawn, "settings": settings, "dpi": self.config["dpi"],
+        tasks = {cell.task for name in shown for cell in self.plan.experiments[name]}
+        beside = {stage: self[stage]["digest"] for task in sorted(tasks) for stage in BESIDE.get(task, ())}
+        return {**self.report(*shown), "drawn": drawn, "beside": beside, "settings": settings,
+                "dpi": self.config["dpi"],
                 "gallery": self.config["gallery"], "network": None if shown else network,
                 "interpolation": self.config["interpolation"] if "pair" in settings else None}  # fmt: skip

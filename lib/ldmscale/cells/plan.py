@@ -28,10 +28,10 @@ def expand(study: Study, name: str) -> list[Cell]:
                 min(steps_at_cost(cost, costs[model]), study.config["diffusion"]["steps"] - 1) for cost in spec["costs"]
             ]
         )
-        weights = study.checkpoints(model)
-        weights = weights if spec["weights"] == "all" else weights[-1:]
+        task = spec.get("task", "t2i")
+        weights = [w for run in study.weights(task, model) for w in (run if spec["weights"] == "all" else run[-1:])]
         for w, sampler, s, cfg in product(weights, spec["samplers"], steps, spec["cfg"]):
-            cells[Cell(spec.get("task", "t2i"), model, w, sampler, s, float(cfg))] = None
+            cells[Cell(task, model, w, sampler, s, float(cfg))] = None
     return list(cells)
 
 
@@ -64,8 +64,9 @@ class Plan:
         if prefix in self._by_prefix:
             return self._by_prefix[prefix]
         cell = Cell.parse(prefix)
-        known = {"task": lambda: TASKS, "model": lambda: self.study.models,
-                 "weights": lambda: self.study.checkpoints(cell.model),
+        tasks = [task for task in TASKS if self.study.config.get(task, True)]  # without a section, not in this study
+        known = {"task": lambda: tasks, "model": lambda: self.study.models,
+                 "weights": lambda: [w for run in self.study.weights(cell.task, cell.model) for w in run],
                  "sampler": lambda: self.study.config["sampling"]["spacing"]}  # fmt: skip
         for name, those in known.items():
             if getattr(cell, name) not in (values := those()):

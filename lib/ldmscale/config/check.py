@@ -10,7 +10,15 @@ from pathlib import Path
 import jsonschema
 
 from ldmscale.config.published import CLIP_VOCABULARY
+from ldmscale.config.study import FINETUNED
 from ldmscale.errors import UserError
+
+# What a figure's cells must be of, where not text-to-image.
+FIGURE_TASKS = {
+    "fig24": "interpolation",
+    **dict.fromkeys(("fig04", "fig05", "fig12", "fig17", "fig18"), "superres"),
+    **dict.fromkeys(("fig06", "dreambooth"), "dreambooth"),
+}
 
 
 def check(config: dict, schema_path: str | Path) -> None:
@@ -95,6 +103,7 @@ def _rules(config: dict) -> Iterator[str]:
     yield from _encoders(config)
     yield from _experiments(config)
     yield from _interpolation(config)
+    yield from _downstream(config)
     yield from _figures(config)
     if config["data"]["counts"]["train"] is None and config["data"]["train"]["source"] == "scenes":
         yield "data.counts.train must be a number where data.train.source is scenes, which never end"
@@ -220,14 +229,43 @@ def _interpolation(config: dict) -> Iterator[str]:
         if not experiments[name]["scored"]:
             yield f"experiments.{name}.scored is false, but an interpolation is drawn to be scored"
     for figure, settings in config["figures"].items():
-        if settings is None or settings.get("experiment") not in experiments:
-            continue
-        between = settings["experiment"] in asking
-        if between != (figure == "fig24"):
-            task = "interpolation" if figure == "fig24" else "t2i"
-            yield f"figures.{figure}.experiment is '{settings['experiment']}', but must be one of the task {task}"
-        elif between and section and settings.get("pair", -1) not in range(len(section["pairs"])):
+        if figure == "fig24" and settings and section and settings.get("pair", -1) not in range(len(section["pairs"])):
             yield f"figures.{figure}.pair is {settings.get('pair')}, but must be from 0 to {len(section['pairs']) - 1}"
+
+
+def _downstream(config: dict) -> Iterator[str]:
+    for task in FINETUNED:
+        section = config[task]
+        asking = [name for name, spec in config["experiments"].items() if spec and spec.get("task") == task]
+        if asking and not section:
+            yield f"{task} is null, but experiments.{asking[0]} has the task {task}"
+        for name in asking:
+            spec = config["experiments"][name]
+            if not spec["scored"]:
+                yield f"experiments.{name}.scored is false, but cells of {task} are drawn to be scored"
+            if task == "superres" and spec["cfg"] != [1.0]:
+                yield f"experiments.{name}.cfg is {spec['cfg']}, but super-resolution is unguided: it must be [1.0]"
+        if section:
+            yield from _finetuning(f"{task}.finetune", section["finetune"])
+    if config["superres"]:
+        if config["data"]["image_size"] % 4:
+            yield f"data.image_size is {config['data']['image_size']}, but super-resolution by 4 needs a multiple of 4"
+        if config["superres"]["evaluation_lr"] and not config["superres"]["evaluation"]:
+            yield "superres.evaluation_lr is given, but superres.evaluation is not: low resolution needs its originals"
+    prior = (config["dreambooth"] or {}).get("prior")
+    if prior and prior["steps"] >= config["diffusion"]["steps"]:
+        yield (
+            f"dreambooth.prior.steps is {prior['steps']}, but must be under diffusion.steps "
+            f"({config['diffusion']['steps']})"
+        )
+
+
+def _finetuning(where: str, settings: dict) -> Iterator[str]:
+    steps = settings["checkpoints"]
+    if steps != sorted(steps) or steps[-1] != settings["steps"]:
+        yield f"{where}.checkpoints is {steps}, but must ascend and end at steps ({settings['steps']})"
+    if settings["warmup"] >= settings["steps"]:
+        yield f"{where}.warmup is {settings['warmup']}, but must be under steps ({settings['steps']})"
 
 
 def _figures(config: dict) -> Iterator[str]:
@@ -242,12 +280,18 @@ def _figures(config: dict) -> Iterator[str]:
                     f"figures.{figure}.{key} is '{settings[key]}', "
                     f"which is not among experiments ({', '.join(sorted(running))})"
                 )
+        spec = config["experiments"].get(settings.get("experiment"))
+        if spec and (task := FIGURE_TASKS.get(figure, "t2i")) != spec.get("task", "t2i"):
+            yield f"figures.{figure}.experiment is '{settings['experiment']}', but must be one of the task {task}"
+        for name in settings.get("subjects", []):
+            if name not in (subjects := (config["dreambooth"] or {}).get("subjects", [])):
+                yield f"figures.{figure}.subjects names '{name}', which is not among {', '.join(subjects)}"
         for name in settings.get("models", []):
             if name not in names:
                 yield f"figures.{figure}.models names '{name}', which is not among models ({', '.join(sorted(names))})"
         rows = settings.get("rows", [])
         prompts = [*settings.get("prompts", []), *(r["prompt"] for r in rows)]
-        if "prompt" in settings:
+        if "prompt" in settings and figure != "fig06":  # whose prompt is one of its subjects'
             prompts.append(settings["prompt"])
         for prompt in prompts:
             if prompt >= len(config["gallery"]):

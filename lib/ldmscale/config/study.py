@@ -9,6 +9,7 @@ from typing import Any
 
 from ldmscale.config.published import clip_shape, text_shape
 
+FINETUNED = ("superres", "dreambooth")  # tasks with weights of their own, made from each model's last
 PUBLISHED = "published"  # what the weights of a model that is not trained here are called
 
 
@@ -66,10 +67,22 @@ class Study:
             return [PUBLISHED]
         return [f"pretrain-{step}" for step in self.config["pretrain"]["checkpoints"]]
 
-    def unet_params(self, model: str) -> dict[str, Any]:
-        """Keyword arguments of :class:`ldmscale.models.unet.UNetConfig` for ``model``."""
+    def weights(self, task: str, model: str) -> list[list[str]]:
+        """Names of the model's weights that ``task`` samples, ascending; one list, or for DreamBooth one a subject."""
+        if task not in FINETUNED:
+            return [self.checkpoints(model)]
+        section = self.config[task]
+        names = [f"{task}_{subject}" for subject in section["subjects"]] if task == "dreambooth" else [task]
+        return [[f"{name}-{step}" for step in section["finetune"]["checkpoints"]] for name in names]
+
+    def unet_params(self, model: str, task: str = "t2i") -> dict[str, Any]:
+        """Keyword arguments of :class:`ldmscale.models.unet.UNetConfig` for ``model`` as ``task`` uses it.
+
+        Super-resolution sees a latent of the low-resolution image beside the noisy one.
+        """
         member = self.models[model]
-        return {**self.network(member.filters), **({"heads": member.heads} if member.heads else {})}
+        net = {**self.network(member.filters), **({"heads": member.heads} if member.heads else {})}
+        return {**net, "in_channels": 2 * net["in_channels"]} if task == "superres" else net
 
     def network(self, filters: int) -> dict[str, Any]:
         """Keyword arguments of the family's ``UNetConfig`` at ``filters``."""

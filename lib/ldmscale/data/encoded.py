@@ -13,7 +13,8 @@ from ldmscale.provenance import atomic_path
 
 PROMPT_SPLITS = ("gallery", "tuning", "heldout")
 # Each split's images count from an offset of their own, so that a longer gallery leaves the other splits' noise alone.
-OFFSETS = {"gallery": 0, "tuning": 1_000_000, "heldout": 2_000_000, "interpolation": 3_000_000}
+_SPLITS = ("gallery", "tuning", "heldout", "interpolation", "superres", "dreambooth", "class", "prior")
+OFFSETS = {split: 1_000_000 * i for i, split in enumerate(_SPLITS)}
 
 
 def save_array(path: str | Path, array: np.ndarray) -> None:

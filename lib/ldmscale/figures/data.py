@@ -38,7 +38,9 @@ class FigureData:
     ``scores`` is the tidy table, ``experiments`` the cells of each experiment, ``settings`` the figure's own section of
     the config, ``previews`` gives a cell's images of the gallery prompts (uint8 [K,H,W,3], image k for ``gallery[k]``;
     of an interpolation [P*A*N,H,W,3], see ``interpolation``, the config's own section), ``models`` the family,
-    smallest first. ``architecture`` is for Fig. 2 alone.
+    smallest first. ``architecture`` is for Fig. 2 alone. ``arrays`` gives what the pictures of a downstream task stand
+    beside, by name ("superres/lr", "dreambooth/<subject>/images"); ``subjects`` are DreamBooth's (class_name, prompts,
+    live), by name; ``baselines`` the score rows of super-resolution without a model.
     """
 
     scores: pd.DataFrame
@@ -50,6 +52,9 @@ class FigureData:
     models: Sequence[ModelInfo]
     architecture: Architecture | None = field(default=None)
     interpolation: Mapping[str, Any] | None = field(default=None)
+    arrays: Callable[[str], np.ndarray] | None = field(default=None)
+    subjects: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    baselines: Sequence[Mapping[str, Any]] = field(default=())
 
     def cells(self, setting: str = "experiment") -> list[Cell]:
         """The cells of the experiment that ``setting`` names."""

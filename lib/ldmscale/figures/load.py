@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -41,12 +42,16 @@ def experiments_of(params: dict[str, Any]) -> dict[str, list[Cell]]:
     return {name: [Cell.parse(path) for path in paths] for name, paths in params["experiments"].items()}
 
 
-def figure_data(params: dict[str, Any], scores: pd.DataFrame, cells: Path) -> FigureData:
-    """What the figure of ``params`` (see ``Chain.figure``) reads; ``cells`` is the folder of the study's cells."""
+def figure_data(
+    params: dict[str, Any], scores: pd.DataFrame, results: Path, beside: Mapping[str, Mapping[str, Any]]
+) -> FigureData:
+    """What the figure of ``params`` (see ``Chain.figure``) reads; ``results`` is the folder of the study's results,
+    ``beside`` holds the manifests of the stages that the figure shows beside its cells, by name."""
     network = params["network"]
 
     def previews(cell: Cell) -> np.ndarray:
-        return load_array(cells / cell.path / ("gallery.npy" if cell.task == "t2i" else f"{cell.task}.npy"))
+        folder = results / "cells" / cell.path
+        return load_array(folder / ("gallery.npy" if cell.task == "t2i" else f"{cell.task}.npy"))
 
     architecture = None
     if network:
@@ -61,6 +66,9 @@ def figure_data(params: dict[str, Any], scores: pd.DataFrame, cells: Path) -> Fi
         previews=previews,
         gallery=params["gallery"],
         interpolation=params["interpolation"],
+        arrays=lambda name: load_array(results / f"{name}.npy"),
+        subjects=beside.get("subjects", {}).get("subjects", {}),
+        baselines=beside.get("baselines", {}).get("rows", ()),
         study=study_info(params["label"], scores),
         models=models_of(scores),
         architecture=architecture,

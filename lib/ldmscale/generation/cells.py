@@ -7,15 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from ldmscale.cells.cell import Cell
-from ldmscale.data.encoded import Prompts, save_array
+from ldmscale.data.encoded import save_array
 from ldmscale.diffusion.samplers import step_table
 from ldmscale.diffusion.sampling import build_sampler, device_table
 from ldmscale.diffusion.schedule import Schedule
 from ldmscale.errors import UserError
-from ldmscale.generation.encode import Encoders
+from ldmscale.generation.draws import Draws
 from ldmscale.models.unet import UNet, UNetConfig
 from ldmscale.provenance import is_current, write_manifest
 
@@ -30,40 +31,44 @@ def image_keys(seed: int, numbers: np.ndarray) -> tuple[jax.Array, jax.Array]:
 class Generator:
     """Samples cells of one network shape; programs compile once and serve every cell."""
 
-    def __init__(
-        self, net: UNetConfig, schedule: Schedule, encoders: Encoders, latent_size: int, batch: int, seed: int
-    ):
-        self.schedule, self.encoders, self.batch, self.seed = schedule, encoders, batch, seed
-        self.shape = (latent_size, latent_size, net.in_channels)
+    def __init__(self, net: UNetConfig, schedule: Schedule, latent_size: int, batch: int, seed: int):
+        self.schedule, self.batch, self.seed = schedule, batch, seed
+        self.shape = (latent_size, latent_size, net.out_channels)
         unet = UNet(net)
 
-        def apply(params, z, t, context):
-            return unet.apply({"params": params}, z, t, context)
+        def apply(weights, z, t, context):
+            params, condition = weights
+            seen = z if condition is None else jnp.concatenate([z, condition], axis=-1)
+            return unet.apply({"params": params}, seen, t, context)
 
         self._programs = {guided: build_sampler(apply, guided=guided) for guided in (True, False)}
         self._noise = jax.jit(jax.vmap(lambda key: jax.random.normal(key, self.shape)))
 
-    def latents(self, params: Any, cell: Cell, spacing: str, states: np.ndarray, null: np.ndarray,
-                numbers: np.ndarray) -> np.ndarray:  # fmt: skip
-        """Sampled latents float32 [N,h,w,C] of ``cell`` for prompts ``states`` [N,L,D], images ``numbers`` [N]."""
+    def latents(self, params: Any, cell: Cell, spacing: str, draws: Draws) -> np.ndarray:
+        """Sampled latents float32 [N,h,w,C] of ``draws`` at the sampler, steps and guidance of ``cell``."""
+        numbers = draws.numbers
         table = device_table(step_table(cell.sampler, self.schedule, cell.steps, spacing))
         program = self._programs[cell.cfg != 1.0]
         parts = []
         for start in range(0, len(numbers), self.batch):
             rows = np.arange(start, start + self.batch).clip(max=len(numbers) - 1)  # the last batch is padded
             start_keys, step_keys = image_keys(self.seed, numbers[rows])
-            z = program(params, table, cell.cfg, self._noise(start_keys), states[rows], null, step_keys)
+            condition = None if draws.condition is None else draws.condition[rows]
+            z = program((params, condition), table, cell.cfg, self._noise(start_keys), draws.states[rows], draws.null,
+                        step_keys)  # fmt: skip
             parts.append(np.asarray(z)[: len(numbers) - start])
         return np.concatenate(parts)
 
 
-def generate(cells: list[dict[str, Any]], folder: Path, generator: Generator, prompts: Prompts,
-             weights: Callable[[Cell], Any], ae_params: Any, scale: float,
+def generate(cells: list[dict[str, Any]], folder: Path, generator: Generator, draws: Callable[..., Draws],
+             weights: Callable[[Cell], Any], decode: Callable[[np.ndarray], np.ndarray],
              say: Callable[[str], None]) -> None:  # fmt: skip
     """Draw each of ``cells`` (see ``Chain.cell``) into its own folder, skipping those that are there already.
 
-    A cell's folder holds ``gallery.npy``, for a scored cell ``tuning.npy`` and ``heldout.npy`` (uint8 [N,S,S,3]), or,
-    in a cell of interpolation, ``interpolation.npy`` alone; and, written last, ``sample.json`` with the cell's digest.
+    ``draws`` is from :func:`ldmscale.generation.draws.open_draws`; ``weights`` gives a cell's parameters, ``decode``
+    makes images uint8 [N,S,S,3] of latents [N,h,w,C] of unit variance. A cell's folder holds an array of images for
+    each split that it draws (of text-to-image ``gallery.npy`` and, where it is scored, ``tuning.npy`` and
+    ``heldout.npy``), and, written last, ``sample.json`` with the cell's digest.
     Raises UserError if what is sampled is not finite.
     """
     for number, spec in enumerate(cells, 1):
@@ -71,16 +76,15 @@ def generate(cells: list[dict[str, Any]], folder: Path, generator: Generator, pr
         if is_current(target / "sample.json", "generate", spec["digest"]):
             continue
         (target / "sample.json").unlink(missing_ok=True)
-        noises = spec["noises"]
-        states, numbers, splits = prompts.interpolated(noises) if noises else prompts.drawn(spec["scored"])
-        z = generator.latents(weights(cell), cell, spec["spacing"], states, prompts.null, numbers)
+        drawn = draws(cell, **spec["draws"])
+        z = generator.latents(weights(cell), cell, spec["spacing"], drawn)
         if not np.isfinite(z).all():
             # As pixels they would be black, and scored as if they had been drawn.
             raise UserError(f"{spec['path']}: latents are not finite: its weights, or the latents' scale, are broken")
-        images = generator.encoders.decode(ae_params, z / scale)
-        for split in dict.fromkeys(splits):
-            save_array(target / f"{split}.npy", images[[s == split for s in splits]])
+        images = decode(z)
+        splits = {split: drawn.splits.count(split) for split in dict.fromkeys(drawn.splits)}
+        for split in splits:
+            save_array(target / f"{split}.npy", images[[s == split for s in drawn.splits]])
         evaluations = len(step_table(cell.sampler, generator.schedule, cell.steps, spec["spacing"]))
-        write_manifest(target / "sample.json", "generate", spec["digest"], evaluations=evaluations,
-                       images={s: splits.count(s) for s in dict.fromkeys(splits)})  # fmt: skip
+        write_manifest(target / "sample.json", "generate", spec["digest"], evaluations=evaluations, images=splits)
         say(f"{number}/{len(cells)}  {spec['path']}")

@@ -20,6 +20,7 @@ from ldmscale.diffusion.samplers import DEFAULT_SPACING
 from ldmscale.diffusion.schedule import Schedule
 from ldmscale.errors import UserError
 from ldmscale.generation.cells import Generator
+from ldmscale.generation.draws import Draws
 from ldmscale.generation.encode import Encoders
 from ldmscale.models.autoencoder import AutoencoderConfig
 from ldmscale.models.autoencoder_weights import autoencoder_config
@@ -202,13 +203,14 @@ def draw(pipeline: Pipeline, prompts: Sequence[str], cell: Cell, spacing: str, s
     """
     weights = jax.device_put(dict(pipeline.weights))
     encoders = Encoders(pipeline.autoencoder, text=pipeline.text, batch=batch)
-    generator = Generator(pipeline.unet, pipeline.schedule, encoders, pipeline.latent_size, batch, seed)
+    generator = Generator(pipeline.unet, pipeline.schedule, pipeline.latent_size, batch, seed)
     place = {prompt: i for i, prompt in enumerate(dict.fromkeys(["", *prompts]))}
     states = encoders.states(weights["text"], pipeline.tokenizer.encode(list(place), pipeline.context_length))
     for start in range(0, len(prompts), batch):
         numbers = np.arange(start, min(start + batch, len(prompts)))
         rows = states[[place[prompts[n]] for n in numbers]]
-        z = generator.latents(weights["unet"], cell, spacing, rows, states[place[""]], numbers)
+        draws = Draws(rows, states[place[""]], numbers, [""] * len(rows))
+        z = generator.latents(weights["unet"], cell, spacing, draws)
         if not np.isfinite(z).all():
             raise UserError(f"{cell.path}: latents are not finite: the weights, or the latents' scale, are broken")
         yield numbers, encoders.decode(weights["autoencoder"], z / pipeline.scale)

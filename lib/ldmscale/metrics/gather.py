@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -9,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 
-from ldmscale.cells.cell import Cell
+from ldmscale.cells.cell import TASKS, Cell
 from ldmscale.errors import UserError
 from ldmscale.models.autoencoder import Autoencoder, AutoencoderConfig
 from ldmscale.models.clip import TextModel, TextTower
@@ -18,6 +19,7 @@ from ldmscale.models.unet import UNetConfig
 from ldmscale.training.weights import parameter_shapes
 
 GUIDED_EVALUATIONS = 2
+CONDITIONED = "superres"  # its U-Net sees a second latent, its decoder's images begin at one that was encoded
 
 
 def scores_table(rows: list[dict[str, Any]], family: dict[str, Any]) -> pd.DataFrame:
@@ -31,12 +33,25 @@ def scores_table(rows: list[dict[str, Any]], family: dict[str, Any]) -> pd.DataF
     text, size, channels = TextTower(**family["text"]), family["latent_size"], family["ae"]["latent_channels"]
     nets = {model: UNetConfig(**net) for model, net in family["models"].items()}
     costs = {model: unet_cost(net, size, text.context_length) for model, net in nets.items()}
+    widened = {
+        model: unet_cost(replace(net, in_channels=2 * net.in_channels), size, text.context_length)
+        for model, net in nets.items()
+        if CONDITIONED in family["finetune"]
+    }
     reference = unet_cost(UNetConfig(**family["reference"]), size, text.context_length)
-    fixed = encoder_flops(AutoencoderConfig(**family["ae"]), text, (size, size, channels))
+    ae = AutoencoderConfig(**family["ae"])
+    fixed = encoder_flops(ae, text, (size, size, channels))
+
+    def batch(cell: Cell) -> int:
+        return family["finetune"].get(cell.task) or family["batch"][cell.model]
+
     table = []
     for row in rows:
         cell = Cell.parse(row["cell"])
-        cost, guided = costs[cell.model], GUIDED_EVALUATIONS if cell.cfg != 1.0 else 1
+        guided = GUIDED_EVALUATIONS if cell.cfg != 1.0 else 1
+        # The paper's axes know the family's networks; what an image or a training run takes is the task's own.
+        cost = costs[cell.model]
+        own = widened[cell.model] if cell.task == CONDITIONED else cost
         norm_cost = cost.flops / reference.flops
         table.append(
             {
@@ -56,9 +71,9 @@ def scores_table(rows: list[dict[str, Any]], family: dict[str, Any]) -> pd.DataF
                 **{k: v for k, v in row.items() if k not in ("cell", "evaluations")},
                 "cost": norm_cost * row["evaluations"],
                 "nfe_cost": norm_cost * row["evaluations"] * guided,
-                "sampling_tflops": (cost.flops * row["evaluations"] * guided + fixed) / 1e12,
+                "sampling_tflops": (own.flops * row["evaluations"] * guided + fixed[cell.task]) / 1e12,
                 "train_gflops": cost.flops / 1e9 * cell.train_step,
-                "train_flops": 3.0 * cost.flops * family["batch"][cell.model] * cell.train_step,
+                "train_flops": 3.0 * own.flops * batch(cell) * cell.train_step,
             }
         )
     frame = pd.DataFrame(table)
@@ -68,10 +83,21 @@ def scores_table(rows: list[dict[str, Any]], family: dict[str, Any]) -> pd.DataF
     return frame.sort_values(["filters", "cell", "split"], ignore_index=True, kind="stable")
 
 
-def encoder_flops(ae: AutoencoderConfig, text: TextTower, latent: tuple[int, int, int]) -> int:
-    """FLOPs of what an image costs beside the U-Net: its caption and the empty one encoded, its latent decoded."""
-    decoder, encoder = Autoencoder(ae), TextModel(text)
+def encoder_flops(ae: AutoencoderConfig, text: TextTower, latent: tuple[int, int, int]) -> dict[str, int]:
+    """FLOPs of what an image costs beside the U-Net, by task: captions and images encoded, its latent decoded.
+
+    Guided tasks encode two captions; super-resolution encodes the empty one and the low-resolution image.
+    """
+    network, encoder = Autoencoder(ae), TextModel(text)
     z = jax.ShapeDtypeStruct((1, *latent), jnp.float32)
-    decode = count_flops(lambda p, x: decoder.apply({"params": p}, x, method="decode"), parameter_shapes(ae), z)
+    image = jax.ShapeDtypeStruct((1, latent[0] * ae.factor, latent[1] * ae.factor, 3), jnp.float32)
+    passes = {
+        method: count_flops(
+            lambda p, x, m=method: network.apply({"params": p}, x, method=m), parameter_shapes(ae), seen
+        )
+        for method, seen in (("encode", image), ("decode", z))
+    }
     tokens = jax.ShapeDtypeStruct((1, text.context_length), jnp.int32)
-    return decode + 2 * count_flops(lambda p, t: encoder.apply({"params": p}, t), parameter_shapes(text), tokens)
+    caption = count_flops(lambda p, t: encoder.apply({"params": p}, t), parameter_shapes(text), tokens)
+    usual = passes["decode"] + 2 * caption
+    return {task: usual for task in TASKS} | {CONDITIONED: passes["encode"] + passes["decode"] + caption}

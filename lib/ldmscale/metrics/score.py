@@ -20,7 +20,9 @@ from ldmscale.metrics.frechet import frechet_distance, gaussian
 from ldmscale.provenance import is_current, read_json, read_manifest, write_manifest
 
 SPLITS = ("tuning", "heldout")
-FILES = {"t2i": SPLITS, "interpolation": (interpolation.FILE,)}  # what a cell of each task is scored on
+# What a cell of each task is scored on.
+FILES = {"t2i": SPLITS, "interpolation": (interpolation.FILE,), "superres": ("superres",),
+         "dreambooth": ("dreambooth", "class")}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -70,17 +72,17 @@ class Scorer:
         }
 
 
-def score(cells: list[dict[str, Any]], folder: Path, scorer: Scorer, keep_images: bool,
-          say: Callable[[str], None]) -> list[dict[str, Any]]:  # fmt: skip
-    """Rows of ``cells`` (see ``Chain.score``), one a cell and split (of an interpolation, one a pair and alpha); a cell
-    that is scored already is read back.
+def score(cells: list[dict[str, Any]], folder: Path, rows_of: Callable[[Cell, Path], list[dict[str, Any]]],
+          keep_images: bool, say: Callable[[str], None]) -> list[dict[str, Any]]:  # fmt: skip
+    """Rows of ``cells`` (see ``Chain.score``), one a cell and split (of an interpolation, one a pair and alpha), from
+    ``rows_of`` (:func:`ldmscale.metrics.scorers.open_scorer`); a cell that is scored already is read back.
 
     Raises:
         UserError: a cell's images are missing, damaged or made from another config.
     """
-    tasks = {c["path"]: Cell.parse(c["path"]).task for c in cells}
+    parsed = {c["path"]: Cell.parse(c["path"]) for c in cells}
     todo = {c["path"] for c in cells if not is_current(folder / c["path"] / "score.json", "score", c["score_digest"])}
-    _require_images({folder / path: FILES[tasks[path]] for path in sorted(todo)})
+    _require_images({folder / path: FILES[parsed[path].task] for path in sorted(todo)})
     rows = []
     for number, spec in enumerate(cells, 1):
         target = folder / spec["path"]
@@ -88,7 +90,7 @@ def score(cells: list[dict[str, Any]], folder: Path, scorer: Scorer, keep_images
         if spec["path"] in todo:
             sample = read_manifest(target / "sample.json", "generate", spec["digest"])
             common = {"cell": spec["path"], "evaluations": sample["evaluations"]}
-            made = [{**common, **row} for row in scorer.rows(tasks[spec["path"]], target)]
+            made = [{**common, **row} for row in rows_of(parsed[spec["path"]], target)]
             write_manifest(done, "score", spec["score_digest"], rows=made)
             say(f"{number}/{len(cells)}  {spec['path']}")
         if not keep_images:

@@ -16,6 +16,7 @@ import numpy as np
 from ldmscale.diffusion.schedule import Schedule
 from ldmscale.errors import UserError
 from ldmscale.models.unet import UNet, UNetConfig
+from ldmscale.tasks.diffuse import diffuse
 from ldmscale.training.loop import Batch, epoch_batch
 
 # The settings of the public trainers: TrainConfig(**RECIPE, seed=...) with the task's own defaults.
@@ -106,10 +107,5 @@ class DreamBoothTask:
 
     def _diffuse(self, batch: Batch, name: str, key: jax.Array) -> tuple[jax.Array, ...]:
         """Noisy latents [B,h,w,C], timesteps [B], states [B,L,D] and the noise [B,h,w,C] of one concept."""
-        latent_key, time_key, noise_key = jax.random.split(key, 3)
-        mean = jnp.asarray(batch[f"{name}_mean"])
-        z0 = self.scale * (mean + batch[f"{name}_std"] * jax.random.normal(latent_key, mean.shape))
-        t = jax.random.randint(time_key, mean.shape[:1], 0, self.schedule.steps)
-        abar = jnp.asarray(self.schedule.alphas_cumprod, jnp.float32)[t][:, None, None, None]
-        noise = jax.random.normal(noise_key, mean.shape)
-        return jnp.sqrt(abar) * z0 + jnp.sqrt(1 - abar) * noise, t, jnp.asarray(batch[f"{name}_context"]), noise
+        z, t, noise = diffuse(self.schedule, self.scale, batch[f"{name}_mean"], batch[f"{name}_std"], key)
+        return z, t, jnp.asarray(batch[f"{name}_context"]), noise

@@ -13,6 +13,7 @@ from ldmscale.data.encoded import Latents
 from ldmscale.diffusion.schedule import Schedule
 from ldmscale.models.unet import UNet, UNetConfig
 from ldmscale.tasks.clip import pick_captions
+from ldmscale.tasks.diffuse import diffuse
 from ldmscale.training.loop import Batch, epoch_batch
 
 
@@ -45,11 +46,5 @@ class PretrainTask:
 
     def loss(self, params: Any, batch: Batch, key: jax.Array) -> jax.Array:
         """Mean squared error of the predicted noise at uniformly drawn timesteps."""
-        latent_key, time_key, noise_key = jax.random.split(key, 3)
-        mean = jnp.asarray(batch["mean"])
-        z0 = self.latents.scale * (mean + batch["std"] * jax.random.normal(latent_key, mean.shape))
-        t = jax.random.randint(time_key, mean.shape[:1], 0, self.schedule.steps)
-        abar = jnp.asarray(self.schedule.alphas_cumprod, jnp.float32)[t][:, None, None, None]
-        noise = jax.random.normal(noise_key, mean.shape)
-        z = jnp.sqrt(abar) * z0 + jnp.sqrt(1.0 - abar) * noise
+        z, t, noise = diffuse(self.schedule, self.latents.scale, batch["mean"], batch["std"], key)
         return jnp.mean((self.net.apply({"params": params}, z, t, batch["context"]) - noise) ** 2)

@@ -8,8 +8,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -32,7 +31,7 @@ class Task(Protocol):
     """What is special about a trained thing."""
 
     def init(self, key: jax.Array) -> Any:
-        """Initial parameters."""
+        """Initial parameters: drawn from ``key``, or made of the task's own pretrained ``params``."""
 
     def batch(self, step: int) -> Batch:
         """The batch of ``step``: a function of the step alone, so that a resumed run sees the same data."""
@@ -126,7 +125,7 @@ def train(
     log_every: int = 50,
     say: Callable[[str], None] = lambda line: print(line, file=sys.stderr, flush=True),
 ) -> dict[int, Path]:
-    """Train ``task`` up to ``max(keep)`` steps and keep its averaged weights at each step of ``keep``.
+    """Train ``task`` up to ``max(keep)`` steps and keep its averaged weights at each step of ``keep`` (0: the first).
 
     ``folder`` holds ``state.safetensors`` (everything needed to go on), ``step-<n>.safetensors`` (EMA weights) and
     ``loss.jsonl``. A run that was killed goes on from the last state with bit-identical results on the CPU; a state
@@ -140,14 +139,24 @@ def train(
         left.unlink()  # what a killed run was writing
     kept = {step: folder / f"step-{step}.safetensors" for step in keep}
 
-    fresh = partial(initial_state, task, config)
-    shapes = jax.eval_shape(fresh)
+    pretrained = getattr(task, "params", None)
+
+    def fresh(params: Any) -> TrainState:
+        # As an argument: pretrained parameters would otherwise become constants of the program.
+        return initial_state(task if params is None else replace(task, params=params), config)
+
+    shapes = jax.eval_shape(fresh, pretrained)
     state = _resume(folder, digest, shapes, kept)
     start = 0 if state is None else int(state.step)
     _rewind(folder / "loss.jsonl", start)
     if start >= keep[-1]:
         return kept
-    state = jax.jit(fresh, compiler_options=_ONCE)() if state is None else jax.tree.map(jnp.asarray, state)
+    if state is None:
+        state = jax.jit(fresh, compiler_options=_ONCE)(pretrained)
+    else:
+        state = jax.tree.map(jnp.asarray, state)
+    if 0 in kept and not start:
+        save_tree(kept[0], state.ema, digest=digest, step=0)
     if start:
         say(f"resumed at step {start} of {keep[-1]}")
     step_fn = build_step(task, config)

@@ -1,0 +1,91 @@
+"""Super-resolution: a pretrained U-Net learns to paint what a poor, small version of an image lacks.
+
+The small image, upsampled and encoded, is concatenated with the noisy latent on channels (arXiv 2404.01367, Fig. 2).
+The first convolution is widened for it by kernels of zeros, as InstructPix2Pix's (Brooks et al., arXiv 2211.09800), so
+that finetuning begins at the pretrained network. The caption is the empty one throughout, so there is no guidance.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ldmscale.diffusion.schedule import Schedule
+from ldmscale.errors import UserError
+from ldmscale.models.unet import UNet, UNetConfig
+from ldmscale.tasks.diffuse import diffuse
+from ldmscale.training.loop import Batch, epoch_batch
+
+
+def widen(params: Mapping[str, Any], extra: int) -> dict[str, Any]:
+    """A U-Net's parameters with ``extra`` more input channels, after the others, whose weights are zero."""
+    kernel = jnp.asarray(params["conv_in"]["kernel"])  # [k,k,Cin,Cout]
+    zeros = jnp.zeros((*kernel.shape[:2], extra, kernel.shape[3]), kernel.dtype)
+    conv_in = {**params["conv_in"], "kernel": jnp.concatenate([kernel, zeros], axis=2)}
+    return {**jax.tree.map(jnp.asarray, dict(params)), "conv_in": conv_in}
+
+
+@dataclass(frozen=True)
+class SuperresTask:
+    """Batches of latents with their conditions, from the pretrained ``params`` (of C input channels, not widened).
+
+    ``config``: the finetuned network's, of 2C input channels. ``mean``, ``std`` float32 [N,h,w,C]: moments of the
+    high-resolution images' latents in the autoencoder's own scale; ``condition`` float32 [N,h,w,C]: the latents (mode)
+    of the upsampled low-resolution images, times ``scale`` already. ``null`` [L,D]: text states of the empty caption.
+    ``scale``: the factor that brings latents to unit variance.
+
+    Raises UserError for arrays, parameters or a config that do not fit each other.
+    """
+
+    config: UNetConfig
+    schedule: Schedule
+    params: Any
+    mean: np.ndarray
+    std: np.ndarray
+    condition: np.ndarray
+    null: np.ndarray
+    scale: float
+    batch_size: int
+    seed: int
+    net: UNet = field(init=False)
+
+    def __post_init__(self):
+        object.__setattr__(self, "net", UNet(self.config))
+        shape = np.shape(self.mean)
+        if len(shape) != 4 or not shape[0] or {np.shape(self.std), np.shape(self.condition)} != {shape}:
+            raise UserError(
+                f"super-resolution's latents have shape {list(shape)}, their deviations {list(np.shape(self.std))} and "
+                f"their conditions {list(np.shape(self.condition))}; all must be [N,h,w,C], one shape, N at least 1"
+            )
+        channels, pretrained = shape[-1], np.shape(self.params["conv_in"]["kernel"])[2]
+        found = (pretrained, self.config.in_channels, self.config.out_channels)
+        if found != (channels, 2 * channels, channels):
+            raise UserError(
+                f"the latents have {channels} channels; the pretrained U-Net takes {found[0]}, the finetuned one "
+                f"{found[1]} and predicts {found[2]}; these must be {channels}, {2 * channels} and {channels}"
+            )
+        width = self.config.context_width
+        if np.ndim(self.null) != 2 or np.shape(self.null)[1] != width:
+            raise UserError(
+                f"the empty caption's states have shape {list(np.shape(self.null))}; they must be [L,{width}]"
+            )
+
+    def init(self, key: jax.Array) -> Any:
+        """The pretrained parameters, widened; ``key`` is not used."""
+        return widen(self.params, np.shape(self.condition)[-1])
+
+    def batch(self, step: int) -> Batch:
+        chosen = epoch_batch(len(self.mean), self.batch_size, self.seed, step)
+        return {"mean": self.mean[chosen], "std": self.std[chosen], "condition": self.condition[chosen]}
+
+    def loss(self, params: Any, batch: Batch, key: jax.Array) -> jax.Array:
+        """Mean squared error of the predicted noise at uniformly drawn timesteps."""
+        z, t, noise = diffuse(self.schedule, self.scale, batch["mean"], batch["std"], key)
+        context = jnp.broadcast_to(jnp.asarray(self.null), (len(z), *np.shape(self.null)))
+        seen = jnp.concatenate([z, batch["condition"]], axis=-1)
+        return jnp.mean((self.net.apply({"params": params}, seen, t, context) - noise) ** 2)

@@ -1,0 +1,34 @@
+"""Finetune a model on super-resolution, keeping its weights at the checkpoints."""
+
+from pathlib import Path
+
+from ldmscale.data.encoded import load_array
+from ldmscale.diffusion.schedule import Schedule
+from ldmscale.jobs import job
+from ldmscale.models.unet import UNetConfig
+from ldmscale.provenance import read_manifest, write_manifest
+from ldmscale.tasks.superres import SuperresTask
+from ldmscale.training.loop import TrainConfig, train
+from ldmscale.training.weights import load_weights
+
+with job(snakemake.log[0], snakemake.threads) as say:
+    params, inputs, output = snakemake.params[0], snakemake.params[0]["inputs"], Path(snakemake.output[0])
+    base, source = Path(snakemake.input.model), Path(snakemake.input.pairs)
+    scale = read_manifest(source, "pairs", inputs["pairs"])["scale"]
+    made = read_manifest(base, base.stem, inputs["model"])["weights"]
+    arrays = {name: load_array(source.with_name(f"train-{name}.npy")) for name in ("mean", "std", "condition")}
+    settings = dict(params["train"])
+    task = SuperresTask(
+        config=UNetConfig(**params["widened"]),
+        schedule=Schedule(**params["diffusion"]),
+        params=load_weights(made[params["base"]], UNetConfig(**params["net"])),
+        **arrays,
+        null=load_array(source.with_name("null.npy")),
+        scale=scale,
+        batch_size=settings.pop("batch"),
+        seed=params["seed"],
+    )
+    config = TrainConfig(**settings, steps=params["steps"], seed=params["seed"])
+    kept = train(task, config, output.with_suffix(""), params["digest"], keep=params["checkpoints"], say=say)
+    weights = {f"superres-{step}": str(path) for step, path in kept.items()}
+    write_manifest(output, "superres", params["digest"], weights=weights)
