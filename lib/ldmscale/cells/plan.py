@@ -78,6 +78,8 @@ class Plan:
             raise UserError(f"'{prefix}': steps is {cell.steps}, but must be from 1 to {last} (under diffusion.steps)")
         if not 0 <= cell.cfg < math.inf:
             raise UserError(f"'{prefix}': cfg is {cell.cfg:g}, but must be a finite number from 0")
+        if cell.task == "superres" and cell.cfg != 1:
+            raise UserError(f"'{prefix}': cfg is {cell.cfg:g}, but super-resolution is unguided: it must be 1")
         return [cell]
 
     def is_scored(self, cell: Cell) -> bool:

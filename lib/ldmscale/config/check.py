@@ -252,12 +252,26 @@ def _downstream(config: dict) -> Iterator[str]:
             yield f"data.image_size is {config['data']['image_size']}, but super-resolution by 4 needs a multiple of 4"
         if config["superres"]["evaluation_lr"] and not config["superres"]["evaluation"]:
             yield "superres.evaluation_lr is given, but superres.evaluation is not: low resolution needs its originals"
+        yield from _superres_figures(config)
     prior = (config["dreambooth"] or {}).get("prior")
     if prior and prior["steps"] >= config["diffusion"]["steps"]:
         yield (
             f"dreambooth.prior.steps is {prior['steps']}, but must be under diffusion.steps "
             f"({config['diffusion']['steps']})"
         )
+
+
+def _superres_figures(config: dict) -> Iterator[str]:
+    known = None if config["superres"]["evaluation"] else config["data"]["counts"]["heldout"]
+    for figure, settings in config["figures"].items():
+        settings = settings or {}
+        for patch in settings.get("patches", []):
+            if known is not None and patch >= known:
+                yield f"figures.{figure} shows patch {patch}, but data.counts.heldout is only {known} (counted from 0)"
+        name = settings.get("experiment")
+        steps = (config["experiments"].get(name) or {}).get("steps")
+        if "split" in settings and steps and not min(steps) <= settings["split"] < max(steps):
+            yield f"figures.{figure}.split is {settings['split']}, but must divide experiments.{name}.steps ({steps})"
 
 
 def _finetuning(where: str, settings: dict) -> Iterator[str]:

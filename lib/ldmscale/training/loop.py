@@ -27,6 +27,9 @@ Batch = dict[str, np.ndarray]
 _ONCE = {"xla_backend_optimization_level": 0}
 
 
+SHORT = 150  # steps of a run that takes less time than optimising its program
+
+
 class Task(Protocol):
     """What is special about a trained thing."""
 
@@ -93,12 +96,12 @@ def initial_state(task: Task, config: TrainConfig) -> TrainState:
 
 
 def build_step(
-    task: Task, config: TrainConfig, shardings: TrainState | None = None
+    task: Task, config: TrainConfig, shardings: TrainState | None = None, short: bool = False
 ) -> Callable[[TrainState, Batch], tuple[TrainState, jax.Array]]:
     """The compiled ``(state, batch) -> (state, loss)``; its key is fold_in(seed, step), so steps are replayable.
 
     On a mesh ``shardings`` says where each array of the state lies (:mod:`ldmscale.training.sharding`), before the step
-    and after it.
+    and after it. A ``short`` run's program is not optimised: it would compile for longer than it runs.
     """
     optimizer = config.optimizer()
 
@@ -113,7 +116,7 @@ def build_step(
 
     # The loss is the mean over the whole batch, so every device has it.
     placed = {} if shardings is None else {"out_shardings": (shardings, shardings.step)}
-    return jax.jit(step, donate_argnums=0, **placed)
+    return jax.jit(step, donate_argnums=0, compiler_options=_ONCE if short else None, **placed)
 
 
 def train(
@@ -159,7 +162,7 @@ def train(
         save_tree(kept[0], state.ema, digest=digest, step=0)
     if start:
         say(f"resumed at step {start} of {keep[-1]}")
-    step_fn = build_step(task, config)
+    step_fn = build_step(task, config, short=keep[-1] <= SHORT)
     save_every = max(1, min(1000, keep[-1] // 10))
     began, losses = time.monotonic(), []
     for step in range(start, keep[-1]):

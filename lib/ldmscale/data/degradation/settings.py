@@ -106,4 +106,4 @@ STABLESR = Settings(
     no_degradation_prob=0.01,
 )
 
-PRESETS = {"real_esrgan": REAL_ESRGAN, "stablesr": STABLESR}
+PRESETS = {"real-esrgan": REAL_ESRGAN, "stablesr": STABLESR}
