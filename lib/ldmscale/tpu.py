@@ -7,7 +7,8 @@ import math
 import os
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -116,10 +117,11 @@ def available_memory(devices: Sequence[Any]) -> int:
     raise RuntimeError("libtpu compiled a program of four pebibytes: how much memory a device has cannot be told")
 
 
-def footprint(lower: Callable[[], Any], available: int) -> Footprint:
+def footprint(lower: Callable[[], Any], available: int, quick: bool = False) -> Footprint:
     """Compile ``lower()``, a ``jax.stages.Lowered`` for a :func:`topology`'s devices; nothing is run or allocated.
 
-    ``available`` is :func:`available_memory`'s. A program that is too large for a device is a Footprint that does not
+    ``available`` is :func:`available_memory`'s. ``quick``: with the least effort, in half to a third of the time; the
+    program is another one than runs. A program that is too large for a device is a Footprint that does not
     fit; whatever else the compiler has against it is raised.
     """
     from jax.errors import JaxRuntimeError
@@ -130,7 +132,8 @@ def footprint(lower: Callable[[], Any], available: int) -> Footprint:
     with traced_for("tpu"):
         lowered = lower()
     try:
-        compiled = lowered.compile()
+        with _least_effort() if quick else nullcontext():
+            compiled = lowered.compile()
     except JaxRuntimeError as error:
         sizes = _sizes(error)
         if sizes is None:
@@ -147,6 +150,18 @@ def footprint(lower: Callable[[], Any], available: int) -> Footprint:
     # An estimate of a whole program that XLA could not make comes as a number below zero.
     seconds = (compiled.cost_analysis() or {}).get("optimal_seconds", math.nan)
     return Footprint(*parts, sum(parts), available, seconds if seconds > 0 else None, took)
+
+
+@contextmanager
+def _least_effort() -> Iterator[None]:
+    import jax
+
+    usual = jax.config.jax_exec_time_optimization_effort
+    jax.config.update("jax_exec_time_optimization_effort", -1.0)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_exec_time_optimization_effort", usual)
 
 
 def _sizes(error: Exception) -> tuple[int, int] | None:

@@ -198,9 +198,9 @@ def on_the_cpu(monkeypatch):
     monkeypatch.setattr(tpu, "topology", lambda name: jax.devices()[:1])
     monkeypatch.setattr(tpu, "available_memory", lambda devices: 16 * GIB)
 
-    def footprint(lower, available):
+    def footprint(lower, available, quick):
         lowered.append(lower())
-        return tpu.Footprint(3 * GIB, GIB, 4 * GIB, GIB // 4, 33 * GIB // 4, available, None, 12.3)
+        return tpu.Footprint(3 * GIB, GIB, 4 * GIB, GIB // 4, 33 * GIB // 4, available, None, 6.2 if quick else 12.3)
 
     monkeypatch.setattr(tpu, "footprint", footprint)
     return lowered
@@ -225,6 +225,9 @@ def test_a_report(capsys, on_the_cpu):
     found = json.loads(capsys.readouterr().out)
     assert found["fits"] and found["flops_per_device"] == flops and found["bytes_per_device"]["total"] == 33 * GIB // 4
     assert found["estimated_seconds"] is None and found["filters"] == 32 and found["model"] is None
+    assert found["compile_seconds"] == 12.3 and found["quick"] is False
+    assert main([*asked, "--quick"]) == 0
+    assert "took 6 s, with the least effort" in capsys.readouterr().out
     params, table, cfg, z, context, null, keys = on_the_cpu[0].in_avals[0]
     assert z.shape == (3, 8, 8, 4) and context.shape == (3, 77, 1024) and keys.shape == (3,)
     assert "bf16" in on_the_cpu[0].as_text()
@@ -232,7 +235,7 @@ def test_a_report(capsys, on_the_cpu):
 
 def test_a_program_that_does_not_fit(capsys, on_the_cpu, monkeypatch):
     found = tpu.Footprint(None, None, None, None, 48 * GIB, 16 * GIB, None, 3.0)
-    monkeypatch.setattr(tpu, "footprint", lambda lower, available: found)
+    monkeypatch.setattr(tpu, "footprint", lambda lower, available, quick: found)
     assert not found.fits and not replace(found, arguments=1, outputs=1, temporaries=1, program=1).fits
     assert main("preflight --model 5B --topology v5e:2x2".split()) == 1
     out, _ = capsys.readouterr()
@@ -297,8 +300,10 @@ def test_the_training_step_for_a_tpu(slice_of_four):
 
 @needs_libtpu
 def test_the_sampling_program_for_a_tpu(slice_of_four):
-    found = tpu.footprint(lambda: preflight.sampling(TINY, 8, 4, 2, device_mesh(slice_of_four)), 16 * GIB)
+    before = jax.config.jax_exec_time_optimization_effort
+    found = tpu.footprint(lambda: preflight.sampling(TINY, 8, 4, 2, device_mesh(slice_of_four)), 16 * GIB, quick=True)
     assert found.fits and found.program > 0
+    assert jax.config.jax_exec_time_optimization_effort == before
     assert found.arguments > 2 * 8 * 8 * 4 * 4
 
 

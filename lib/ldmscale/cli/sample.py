@@ -73,7 +73,7 @@ def add_member(parser: argparse.ArgumentParser, files: int | str = "+") -> None:
     parser.add_argument(
         "--weights",
         metavar="NAME",
-        help="which of the model's: pretrain-512, published or final, the last (default: final)",
+        help="which of the model's: pretrain-512, published, dreambooth_dog6-800, or final, the last (default: final)",
     )
 
 

@@ -74,6 +74,8 @@ class Pipeline:
 def of_study(study: Study, model: str, weights: str = "final", overlays: Sequence[str] = ()) -> Pipeline:
     """``model`` of ``study`` with the ``weights`` of that name, from its results under the working folder.
 
+    Weights are a checkpoint of pretraining, or a DreamBooth subject's.
+
     ``overlays`` are the configs that ``study`` was read with, for the command that a user is told to run.
 
     Raises:
@@ -83,16 +85,19 @@ def of_study(study: Study, model: str, weights: str = "final", overlays: Sequenc
         raise UserError(f"the study '{study.name}' has no model '{model}'; it has {', '.join(study.models)}")
     names = study.checkpoints(model)
     name = names[-1] if weights == "final" else weights
-    if name not in names:
+    subjects = [w for run in study.weights("dreambooth", model) for w in run] if study.config["dreambooth"] else []
+    if name not in (*names, *subjects):
+        also = f"; or of a DreamBooth subject, such as {subjects[-1]}" if subjects else ""
         raise UserError(f"model '{model}' of the study '{study.name}' has no weights '{weights}', but "
-                        f"{', '.join(names)}; 'final' is the last")  # fmt: skip
+                        f"{', '.join(names)}; 'final' is the last{also}")  # fmt: skip
     chain, results = Chain(Plan(study)), Path("results") / study.name
-    cell = Cell("t2i", model, name, "ddim", 1, 1.0)  # of a cell's weights, the digest knows model and name alone
+    task = "dreambooth" if name in subjects else "t2i"
+    cell = Cell(task, model, name, "ddim", 1, 1.0)  # of a cell's weights, the digest knows task, model and name alone
     text_stage = "text_encoder" if study.config["text_encoder"] else "clip"
-    published = bool(study.models[model].weights)
-    member = results / "models" / model / ("published.json" if published else "pretrain.json")
+    trained = "published" if study.models[model].weights else "pretrain"
+    member = results / "models" / model / f"{'dreambooth' if name in subjects else trained}.json"
     stages = {
-        member: chain.published(model) if published else chain.pretrain(model),
+        member: chain.model(task, model),
         results / "encoders" / "tokenizer.json": chain["tokenizer"],
         results / "encoders" / "autoencoder.json": chain["autoencoder"],
         results / "encoders" / f"{text_stage}.json": chain["text"],
