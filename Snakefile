@@ -68,6 +68,7 @@ rule all:
     default_target: True
     input:
         rules.models.input,
+        sorted({manifest_of(cell.model, cell.task) for cell in plan.cells}),
         rules.cells.input,
         rules.figures.input,
         f"{results}/config.yaml",

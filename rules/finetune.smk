@@ -6,11 +6,6 @@ OUT  superres/{pairs,baselines}.json, dreambooth/subjects.json, models/{model}/{
 
 measured_scale = [] if config["autoencoder"]["scale"] else rules.latents.output[0]
 
-
-def base_of(wildcards):
-    return manifest_of(wildcards.model)
-
-
 if config["superres"]:
 
     rule pairs:
@@ -62,7 +57,7 @@ if config["superres"]:
     rule superres:
         """Finetune one model on super-resolution."""
         input:
-            model=base_of,
+            model=lambda wildcards: manifest_of(wildcards.model),
             pairs=rules.pairs.output[0],
         output:
             f"{results}/models/{{model}}/superres.json",
@@ -87,9 +82,11 @@ if config["dreambooth"]:
         """Encode DreamBooth's subjects and their prompts, once for every model."""
         input:
             photos=external(
-                *(f"{config['dreambooth']['folder']}/{name}" for name in config["dreambooth"]["subjects"])
-                if config["dreambooth"]["folder"]
-                else ()
+                *(
+                    (f"{config['dreambooth']['folder']}/{name}" for name in config["dreambooth"]["subjects"])
+                    if config["dreambooth"]["folder"]
+                    else ()
+                )
             ),
             tokenizer=rules.tokenizer.output[0],
             autoencoder=rules.autoencoder.output[0],
@@ -113,7 +110,7 @@ if config["dreambooth"]:
     rule class_images:
         """Have one model draw images of each subject's class, which finetuning is to preserve."""
         input:
-            model=base_of,
+            model=lambda wildcards: manifest_of(wildcards.model),
             subjects=rules.subjects.output[0],
         output:
             f"{results}/models/{{model}}/class_images.json",
@@ -134,7 +131,7 @@ if config["dreambooth"]:
     rule dreambooth:
         """Finetune one model on every subject, one after the other."""
         input:
-            model=base_of,
+            model=lambda wildcards: manifest_of(wildcards.model),
             subjects=rules.subjects.output[0],
             class_images=rules.class_images.output[0] if config["dreambooth"]["prior"] else [],
         output:

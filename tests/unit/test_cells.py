@@ -1,5 +1,6 @@
 """The grid as a pure function of the config: cells, experiments, jobs."""
 
+import re
 from itertools import product
 
 import pytest
@@ -7,18 +8,24 @@ from helpers import REPO, merged
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ldmscale.cells.cell import LEVELS, Cell
+from ldmscale.cells.cell import LEVELS, TASKS, Cell
 from ldmscale.cells.cost import norm_costs
 from ldmscale.cells.plan import Plan, expand
 from ldmscale.config.study import Study
 from ldmscale.errors import UserError
 
 names = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,12}", fullmatch=True)
+steps_trained = st.integers(0, 10**7)
+weights = st.one_of(
+    st.just("published"),
+    *(steps_trained.map(f"{stage}-{{}}".format) for stage in ("pretrain", "superres")),
+    st.builds("dreambooth_{}-{}".format, names, steps_trained),
+)
 cells = st.builds(
     Cell,
-    task=st.just("t2i"),
+    task=st.sampled_from(TASKS),
     model=names,
-    weights=st.integers(1, 10**7).map("pretrain-{}".format),
+    weights=weights,
     sampler=st.sampled_from(["ddim", "ddpm", "dpmpp2m"]),
     steps=st.integers(1, 999),
     cfg=st.floats(0, 1e9, allow_subnormal=False).map(abs),
@@ -38,6 +45,23 @@ def test_a_path_reads_as_in_the_papers_words():
     assert cell.at(cfg=4.0).path.endswith("/cfg=4")
     assert cell.prefix("model") == "task=t2i/model=145M"
     assert cell.train_step == 500000
+
+
+def test_weights_say_how_long_and_on_which_subject_they_were_trained():
+    def read(weights):
+        cell = Cell("t2i", "f8", weights, "ddim", 4, 1.0)
+        return cell.train_step, cell.subject
+
+    assert read("pretrain-40") == (40, "") and read("superres-0") == (0, "")
+    assert read("dreambooth_hat_circle-60") == (60, "hat_circle")
+    assert read("dreambooth_my-dog_2-60") == (60, "my-dog_2")
+    assert read("published") == (0, "")
+
+
+@given(names, steps_trained)
+def test_a_subject_is_read_back_from_its_weights(subject, step):
+    cell = Cell("dreambooth", "f8", f"dreambooth_{subject}-{step}", "ddim", 4, 4.0)
+    assert (cell.subject, cell.train_step) == (subject, step)
 
 
 @given(cells)
@@ -123,6 +147,31 @@ def test_a_cost_beyond_the_schedule_stops_at_its_last_step():
     assert {cell.steps for cell in expand(study, "same_cost")} == {999}
 
 
+def test_super_resolution_samples_what_it_was_finetuned_to():
+    study = Study(merged("smoke.yaml"))
+    training, last = expand(study, "superres_training"), expand(study, "superres")
+    assert training == [Cell("superres", m, f"superres-{s}", "ddim", 4, 1.0) for m in ("f4", "f8") for s in (0, 3, 6)]
+    assert last == [Cell("superres", m, "superres-6", "ddim", s, 1.0) for m in ("f4", "f8") for s in (2, 4)]
+
+
+def test_dreambooth_has_one_run_a_subject():
+    subjects = {"dreambooth": {"subjects": ["hat_circle", "heart_star"]}}
+    whole = expand(Study(merged("smoke.yaml", subjects)), "dreambooth")
+    names = [f"dreambooth_{subject}-{step}" for subject in ("hat_circle", "heart_star") for step in (0, 4)]
+    assert whole == [Cell("dreambooth", m, name, "ddim", 4, 4.0) for m in ("f4", "f8") for name in names]
+    final = {**subjects, "experiments": {"dreambooth": {"weights": "final", "models": ["f8"]}}}
+    found = expand(Study(merged("smoke.yaml", final)), "dreambooth")
+    assert [cell.weights for cell in found] == ["dreambooth_hat_circle-4", "dreambooth_heart_star-4"]
+
+
+def test_published_members_are_finetuned_too():
+    models = [{"name": "f8", "filters": 8, "weights": "unet"}]
+    study = Study(merged("smoke.yaml", {"models": models}))
+    assert study.weights("t2i", "f8") == [["published"]]
+    assert study.weights("superres", "f8") == [["superres-0", "superres-3", "superres-6"]]
+    assert study.weights("dreambooth", "f8") == [["dreambooth_hat_circle-0", "dreambooth_hat_circle-4"]]
+
+
 # ---------------------------------------------------------------- the plan
 
 
@@ -155,7 +204,8 @@ def test_a_scoring_job_needs_the_generation_jobs_of_its_cells_and_no_other():
     planned = plan()
     jobs = planned.generation_jobs("task=t2i/model=f4")
     assert jobs and all("model=f4/" in job for job in jobs)
-    others = [f"task={task}/model={model}" for task in ("t2i", "interpolation") for model in ("f4", "f8")]
+    others = [f"task={task}/model={model}" for task in TASKS for model in ("f4", "f8")]
+    assert set(planned.scoring_jobs()) == set(others)
     assert {job for other in others for job in planned.generation_jobs(other)} == set(planned.generation_jobs())
     assert planned.generation_jobs(GOOD) == [GOOD]
 
@@ -181,7 +231,15 @@ def test_a_cell_outside_the_plan_stands_for_itself():
         ({"model": "f99"}, "model 'f99' is not in this study (f4, f8)"),
         ({"weights": "pretrain-30"}, "weights 'pretrain-30' is not in this study (pretrain-20, pretrain-40)"),
         ({"sampler": "euler"}, "sampler 'euler' is not in this study (ddim, ddpm, dpmpp2m)"),
-        ({"task": "superres"}, "task 'superres' is not in this study (t2i, interpolation)"),
+        ({"task": "upscaling"}, "task 'upscaling' is not in this study (t2i, interpolation, superres, dreambooth)"),
+        ({"task": "superres"}, "weights 'pretrain-40' is not in this study (superres-0, superres-3, superres-6)"),
+        ({"weights": "superres-6"}, "weights 'superres-6' is not in this study (pretrain-20, pretrain-40)"),
+        ({"task": "superres", "weights": "superres-6"}, "cfg is 4, but super-resolution is unguided: it must be 1"),
+        (
+            {"task": "dreambooth", "weights": "dreambooth_hat_circle-6"},
+            "weights 'dreambooth_hat_circle-6' is not in this study (dreambooth_hat_circle-0, dreambooth_hat_circle-4)",
+        ),
+        ({"task": "dreambooth", "weights": "dreambooth_cat-4"}, "weights 'dreambooth_cat-4' is not in this study"),
         ({"steps": 0}, "steps"),
         ({"steps": 1000}, "steps"),
         ({"cfg": -1.0}, "cfg"),
@@ -194,6 +252,31 @@ def test_a_cell_that_the_study_cannot_make_is_refused(changes, named):
     with pytest.raises(UserError) as caught:
         plan().under(path)
     assert named in str(caught.value) and path in str(caught.value)
+
+
+@pytest.mark.parametrize("task", ["interpolation", "superres", "dreambooth"])
+def test_a_task_without_a_section_is_not_in_the_study(task):
+    experiments = {name: None for name in merged()["experiments"] if name.startswith(task)}
+    planned = plan({task: None, "experiments": experiments})
+    assert {cell.task for cell in planned.cells} == set(TASKS) - {task}
+    cell = Cell.parse(GOOD).at(task=task, weights=f"{task}-0", cfg=1.0)
+    others = ", ".join(other for other in TASKS if other != task)
+    with pytest.raises(UserError, match=re.escape(f"task '{task}' is not in this study ({others})")):
+        planned.under(cell.path)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"task": "superres", "weights": "superres-3", "steps": 7, "cfg": 1.0},
+        {"task": "superres", "weights": "superres-6", "sampler": "dpmpp2m", "cfg": 1.0},
+        {"task": "dreambooth", "weights": "dreambooth_hat_circle-0", "cfg": 7.5},
+    ],
+)
+def test_single_cells_of_the_downstream_tasks_can_be_asked_for(changes):
+    planned, cell = plan(), Cell.parse(GOOD).at(**changes)
+    assert cell not in planned.cells
+    assert planned.under(cell.path) == [cell] and planned.is_scored(cell)
 
 
 def test_the_papers_grid_has_more_than_a_thousand_variants():

@@ -11,8 +11,8 @@ from ldmscale.cells.plan import Plan
 from ldmscale.config.study import Study
 from ldmscale.errors import UserError
 
-ONCE = ("data", "tokenizer", "autoencoder", "clip", "latents", "prompts", "reference")
-EACH = ("pretrain", "cells", "score")
+ONCE = ("data", "tokenizer", "autoencoder", "clip", "latents", "prompts", "reference", "pairs", "baselines", "subjects")
+TASKS = ("t2i", "superres", "dreambooth")
 
 
 def chain(*overlays):
@@ -23,10 +23,12 @@ def digests(of):
     """Every stage's digest, by name; a model's stages under ``stage:model``."""
     found = {stage: of[stage]["digest"] for stage in ONCE}
     for model in of.study.models:
-        prefix = f"task=t2i/model={model}"
-        found[f"pretrain:{model}"] = of.pretrain(model)["digest"]
-        found[f"cells:{model}"] = of.generate(prefix)["digest"]
-        found[f"score:{model}"] = of.score(prefix)["digest"]
+        for stage in ("pretrain", "superres", "class_images", "dreambooth"):
+            found[f"{stage}:{model}"] = getattr(of, stage)(model)["digest"]
+        for task in TASKS:
+            prefix = f"task={task}/model={model}"
+            found[f"{task} cells:{model}"] = of.generate(prefix)["digest"]
+            found[f"{task} score:{model}"] = of.score(prefix)["digest"]
     return {**found, "scores": of.scores()["digest"]}
 
 
@@ -39,12 +41,32 @@ def both(*stages):
     return {f"{stage}:{model}" for stage in stages for model in ("f4", "f8")}
 
 
-SCORED = both("score") | {"scores"}
-SAMPLED = both("cells") | SCORED
-TRAINED = both("pretrain") | SAMPLED
-ENCODED = {"latents"} | TRAINED
+def scored(*tasks):
+    return both(*(f"{task} score" for task in tasks)) | {"scores"}
+
+
+def sampled(*tasks):
+    return both(*(f"{task} cells" for task in tasks)) | scored(*tasks)
+
+
+def of_model(model):
+    """What a model's own training changes."""
+    return {stage for stage in TRAINED if stage.endswith(model)} | {"scores"}
+
+
+T2I = sampled("t2i")
+RESTORED = both("superres") | sampled("superres")
+PERSONAL = both("dreambooth") | sampled("dreambooth")
+PRESERVED = both("class_images") | PERSONAL
+PAIRS = {"pairs", "baselines"} | RESTORED
+SUBJECTS = {"subjects"} | PRESERVED
+TRAINED = both("pretrain") | T2I | RESTORED | PRESERVED
+# The prompts' CLIP embeddings are what super-resolution's inception score has for classes.
+PROMPTS = {"prompts", "baselines"} | T2I | scored("superres")
+ENCODED = {"latents"} | TRAINED | PAIRS | SUBJECTS
 CLIP = {"clip", "prompts", "reference"} | ENCODED
 EVERYTHING = {"data", "tokenizer", "autoencoder"} | CLIP
+LPIPS = {"backbone": "alexnet.pth", "linear": "alex.pth"}
 
 
 COCO = {"source": "coco", "annotations": "a.json", "images": "i", "fit": "crop", "split_by": None, "on_error": "skip"}
@@ -64,18 +86,38 @@ DOWNSTREAM = [
     ({"unet": {"blocks_per_level": 2}}, TRAINED),
     ({"unet": {"attention_levels": [True, True]}}, TRAINED),
     ({"diffusion": {"beta_end": 0.02}}, TRAINED),
+    ({"superres": {"degradation": "real-esrgan"}}, PAIRS),
+    ({"superres": {"items": 65}}, PAIRS),
+    ({"superres": {"train": "photos"}}, PAIRS),
+    ({"superres": {"evaluation": "photos", "patches": 4}}, PAIRS),
+    ({"superres": {"finetune": {"learning_rate": 1.5e-3}}}, RESTORED),
+    ({"superres": {"finetune": {"batch": 16}}}, RESTORED),
+    ({"dreambooth": {"identifier": "zwx"}}, SUBJECTS),
+    ({"dreambooth": {"folder": "photos"}}, SUBJECTS),
+    ({"dreambooth": {"prior": {"images": 9}}}, PRESERVED),
+    ({"dreambooth": {"prior": {"steps": 5}}}, PRESERVED),
+    ({"dreambooth": {"prior": {"cfg": 3.0}}}, PRESERVED),
+    ({"dreambooth": {"prior": {"weight": 0.5}}}, PERSONAL),
+    ({"dreambooth": {"finetune": {"learning_rate": 1.5e-4}}}, PERSONAL),
+    ({"dreambooth": {"finetune": {"ema": 0.9}}}, PERSONAL),
+    ({"dreambooth": {"images_per_prompt": 3}}, sampled("dreambooth")),
+    ({"dreambooth": {"class_images": 5}}, sampled("dreambooth")),
     ({"pretrain": {"learning_rate": 2.0e-3}}, TRAINED),
     ({"pretrain": {"text_dropout": 0.2}}, TRAINED),
     ({"pretrain": {"ema": 0.98}}, TRAINED),
     ({"pretrain": {"batch": 32}}, TRAINED),
-    (own("f4", learning_rate=2.0e-3), {"pretrain:f4", "cells:f4", "score:f4", "scores"}),
-    (own("f8", warmup=3), {"pretrain:f8", "cells:f8", "score:f8", "scores"}),
+    (own("f4", learning_rate=2.0e-3), of_model("f4")),
+    (own("f8", warmup=3), of_model("f8")),
     (own("f4", learning_rate=1.0e-3), set()),  # what it is anyway
-    ({"gallery": ["a red circle", "a blue star"]}, {"prompts"} | SAMPLED),
-    ({"sampling": {"spacing": {"ddpm": "trailing"}}}, SAMPLED),
-    ({"metrics": {"inception": "inception.pt"}}, {"reference"} | SCORED),
-    ({"metrics": {"replicates": 60}}, SCORED),
-    ({"reference_filters": 4}, both("cells") | {"scores"}),  # other same-cost cells are drawn; none of them is scored
+    ({"gallery": ["a red circle", "a blue star"]}, PROMPTS),
+    ({"sampling": {"spacing": {"ddpm": "trailing"}}}, T2I),
+    ({"sampling": {"spacing": {"ddim": "trailing"}}}, T2I | sampled("superres") | PRESERVED),
+    ({"metrics": {"inception": "inception.pt"}}, {"reference", "baselines"} | scored(*TASKS)),
+    ({"metrics": {"replicates": 60}}, {"baselines"} | scored(*TASKS)),
+    ({"metrics": {"lpips": {"alex": LPIPS}}}, {"baselines"} | scored("superres", "dreambooth")),
+    ({"metrics": {"dino": "dino.pth"}}, {"baselines"} | scored("superres", "dreambooth")),
+    # Other same-cost cells are drawn; none of them is scored.
+    ({"reference_filters": 4}, both("t2i cells") | {"scores"}),
     ({"sampling": {"batch": 32}}, set()),
     ({"sampling": {"keep_images": False}}, set()),
     ({"sampling": {"cells_per_job": "model"}}, set()),
@@ -102,12 +144,18 @@ VERSIONS = [
     ("autoencoder", {"autoencoder"} | ENCODED),
     ("clip", CLIP),
     ("latents", ENCODED),
-    ("prompts", {"prompts"} | SAMPLED),
-    ("reference", {"reference"} | SCORED),
+    ("prompts", PROMPTS),
+    ("reference", {"reference"} | scored("t2i")),
     ("pretrain", TRAINED),
-    ("weights", SAMPLED),
-    ("cell", SAMPLED),
-    ("score", SCORED),
+    ("pairs", PAIRS),
+    ("baselines", {"baselines"} | scored("superres")),
+    ("superres", RESTORED),
+    ("subjects", SUBJECTS),
+    ("class_images", PRESERVED),
+    ("dreambooth", PERSONAL),
+    ("weights", sampled(*TASKS)),
+    ("cell", sampled(*TASKS)),
+    ("score", scored(*TASKS)),
     ("scores", {"scores"}),
 ]
 
@@ -138,8 +186,9 @@ def test_a_published_member_is_no_trained_one():
     of = chain(PUBLISHED)
     assert [of.study.checkpoints(m) for m in ("f4", "f8")] == [["pretrain-20", "pretrain-40"], ["published"]]
     assert of.study.unet_params("f8")["heads"] == [2, 4] and of.study.unet_params("f4")["heads"] == 2
-    assert {c.weights for c in of.plan.cells if c.model == "f8"} == {"published"}
-    assert all(c.train_step == 0 for c in of.plan.cells if c.model == "f8")
+    pictures = [c for c in of.plan.cells if c.model == "f8" and c.task == "t2i"]
+    assert {c.weights for c in pictures} == {"published"}
+    assert all(c.train_step == 0 for c in pictures)
     for change in ({"pretrain": {"learning_rate": 2.0e-3}}, {"autoencoder": {"scale": 0.2}}):
         moved = changed(digests_by_model(of), digests_by_model(chain(PUBLISHED, change)))
         # The scale is what latents are multiplied by, for training and for decoding what was sampled.
@@ -148,6 +197,16 @@ def test_a_published_member_is_no_trained_one():
 
 def digests_by_model(of):
     return {model: of.generate(f"task=t2i/model={model}")["digest"] for model in of.study.models}
+
+
+def test_a_published_member_is_finetuned_as_a_trained_one_is():
+    of, other = chain(PUBLISHED), chain(PUBLISHED, {"models": [{**PUBLISHED["models"][1], "weights": "other/unet"}]})
+    for stage in ("superres", "class_images", "dreambooth"):
+        params = getattr(of, stage)("f8")
+        assert params["base"] == "published" and params["net"]["heads"] == [2, 4]
+        assert params["inputs"]["model"] == of.published("f8")["digest"]
+        assert params["digest"] != getattr(other, stage)("f8")["digest"]
+    assert of.superres("f8")["widened"] == {**of.study.unet_params("f8"), "in_channels": 8}
 
 
 @pytest.mark.parametrize(("stage", "expected"), [("published", {"f8"}), ("text_encoder", {"f4", "f8"})])
@@ -197,6 +256,58 @@ def test_a_longer_run_keeps_the_trajectory_and_the_cells_along_it():
         assert before.cell(cell) == after.cell(cell)
 
 
+def test_finetuning_starts_from_the_last_weights_and_from_others_where_training_goes_on():
+    before, after = chain(), chain({"pretrain": {"steps": 80, "checkpoints": [20, 40, 80]}})
+    for stage in ("superres", "class_images", "dreambooth"):
+        assert (getattr(before, stage)("f4")["base"], getattr(after, stage)("f4")["base"]) == (
+            "pretrain-40", "pretrain-80")  # fmt: skip
+        assert getattr(before, stage)("f4")["digest"] != getattr(after, stage)("f4")["digest"]
+
+
+@pytest.mark.parametrize(("task", "last"), [("superres", 6), ("dreambooth", 4)])
+def test_longer_finetuning_keeps_the_trajectory_and_the_cells_along_it(task, last):
+    finetune = chain().config[task]["finetune"]
+    checkpoints = [0, 2, *finetune["checkpoints"][1:], last + 3]
+    before, after = chain(), chain({task: {"finetune": {"steps": last + 3, "checkpoints": checkpoints}}})
+    short, long = (getattr(of, task)("f4") for of in (before, after))
+    assert short["digest"] == long["digest"]
+    assert (short["steps"], long["steps"]) == (last, last + 3) and long["checkpoints"] == checkpoints
+    mine = [cell for cell in before.plan.cells if cell.task == task]
+    assert mine and all(before.cell(cell) == after.cell(cell) for cell in mine)
+    assert {cell.train_step for cell in after.plan.cells if cell.task == task} == set(checkpoints)
+
+
+def test_another_subject_leaves_its_neighbours_images_but_not_their_weights():
+    """One stage encodes all subjects, so that a new one reads, and so trains, all of them again."""
+    after = chain({"dreambooth": {"subjects": ["hat_circle", "heart_star"]}})
+    assert changed(digests(chain()), digests(after)) == SUBJECTS
+    cells = [cell for cell in after.plan.cells if cell.task == "dreambooth" and cell.model == "f4"]
+    assert {cell.subject for cell in cells} == {"hat_circle", "heart_star"}
+    assert len({after.cell(cell)["digest"] for cell in cells}) == len(cells) == 4  # two subjects, two checkpoints
+
+
+def test_without_a_prior_no_class_images_are_made_nor_trained_on():
+    of = chain({"dreambooth": {"prior": None}})
+    assert "class_images" in chain().dreambooth("f4")["inputs"]
+    assert "class_images" not in of.dreambooth("f4")["inputs"] and of.dreambooth("f4")["prior_weight"] == 0
+    assert chain().scores()["family"]["finetune"] == {"superres": 8, "dreambooth": 2 * 2}  # as many of the class
+    assert of.scores()["family"]["finetune"] == {"superres": 8, "dreambooth": 2}
+
+
+def test_super_resolution_alone_has_a_wider_input():
+    of = chain()
+    seen = {task: of.generate(f"task={task}/model=f4")["net"]["in_channels"] for task in TASKS}
+    assert seen == {"t2i": 4, "superres": 8, "dreambooth": 4}
+    assert of.superres("f4")["widened"]["in_channels"] == 8 and of.superres("f4")["net"]["in_channels"] == 4
+
+
+def test_cells_draw_what_their_task_says():
+    of = chain()
+    draws = {cell.task: of.cell(cell)["draws"] for cell in of.plan.cells}
+    assert draws["superres"] == {} and draws["interpolation"] == {"noises": 4}
+    assert draws["dreambooth"] == {"images_per_prompt": 2, "class_images": 4}
+
+
 def test_another_guidance_weight_leaves_the_cells_that_were_there():
     before, after = chain(), chain({"experiments": {"grid": {"cfg": [1.0, 4.0, 6.0]}}})
     assert set(before.plan.cells) < set(after.plan.cells)
@@ -226,17 +337,44 @@ def test_a_cell_that_is_only_a_picture_has_no_score_to_ask_for():
 
 
 def test_a_file_that_the_config_names_counts_by_its_bytes(tmp_path):
+    lpips = {"backbone": str(tmp_path / "b.pth"), "linear": "linear.pth"}
+    downstream = {"baselines"} | scored("superres", "dreambooth")
     for name, overlay, stages in (
         ("a.json", {"data": {"train": {**COCO, "annotations": str(tmp_path / "a.json")}}}, EVERYTHING),
         ("w.st", {"autoencoder": {"weights": str(tmp_path / "w.st")}}, {"autoencoder"} | ENCODED),
         ("c.st", {"clip": {"weights": str(tmp_path / "c.st")}}, CLIP),
-        ("i.pt", {"metrics": {"inception": str(tmp_path / "i.pt")}}, {"reference"} | SCORED),
+        ("i.pt", {"metrics": {"inception": str(tmp_path / "i.pt")}}, {"reference", "baselines"} | scored(*TASKS)),
+        ("d.pth", {"metrics": {"dino": str(tmp_path / "d.pth")}}, downstream),
+        ("b.pth", {"metrics": {"lpips": {"vgg": lpips}}}, downstream),
     ):
         absent = digests(chain(overlay))
         (tmp_path / name).write_text("one")
         one = digests(chain(overlay))
         (tmp_path / name).write_text("two")
         assert changed(absent, one) == changed(one, digests(chain(overlay))) == stages
+
+
+def test_a_folder_of_photos_counts_by_the_names_and_sizes_of_its_files(tmp_path):
+    photos, subjects = tmp_path / "photos", tmp_path / "subjects"
+    (subjects / "hat_circle").mkdir(parents=True)
+    photos.mkdir()
+    overlay = {"superres": {"evaluation": str(photos)}, "dreambooth": {"folder": str(subjects)}}
+    for folder, stages in ((photos, PAIRS), (subjects, SUBJECTS), (subjects / "hat_circle", SUBJECTS)):
+        empty = digests(chain(overlay))
+        (folder / "a.png").write_bytes(b"one")
+        one = digests(chain(overlay))
+        (folder / "a.png").write_bytes(b"three")
+        assert changed(empty, one) == changed(one, digests(chain(overlay))) == stages
+        (folder / "a.png").rename(folder / "b.png")
+        assert changed(one, digests(chain(overlay))) == stages
+
+
+def test_photos_of_their_own_free_super_resolution_of_the_studys_images():
+    of = chain({"superres": {"train": "a", "evaluation": "b"}, "autoencoder": {"scale": 0.2}})
+    assert "data" not in of["pairs"]["inputs"] and "latents" not in of["pairs"]["inputs"]
+    assert "data" in chain({"superres": {"train": "a"}})["pairs"]["inputs"]
+    assert "data" in chain({"superres": {"evaluation": "b"}})["pairs"]["inputs"]
+    assert "latents" in chain()["pairs"]["inputs"]
 
 
 def test_given_weights_do_not_depend_on_the_training_images():
@@ -250,13 +388,28 @@ def test_given_weights_do_not_depend_on_the_training_images():
 
 def figures(of):
     made = {name: of.figure(name) for name, settings in of.config["figures"].items() if settings is not None}
-    return {**made, "table1": of.report("headline"), "summary": of.report(*of.plan.experiments)}
+    return {**made, "table1": of.report("headline"), "summary": of.summary()}
+
+
+def beside(of, figure):
+    return set(of.figure(figure)["beside"])
+
+
+def test_figures_of_downstream_tasks_know_what_they_show_beside_cells():
+    of = chain()
+    for figure in ("fig04", "fig05", "fig12", "fig17", "fig18"):
+        assert beside(of, figure) == {"pairs", "baselines"}
+    assert beside(of, "fig06") == beside(of, "dreambooth") == {"subjects"}
+    assert beside(of, "fig01") == beside(of, "fig24") == set()
+    assert of.summary()["baselines"] == of["baselines"]["digest"]
 
 
 @pytest.mark.parametrize(
     ("overlay", "expected"),
     [
-        ({"dpi": 90}, {name for name in figures(chain()) if name.startswith("fig")}),
+        ({"dpi": 90}, set(figures(chain())) - {"table1", "summary"}),
+        ({"figures": {"fig05": {"patches": [1]}}}, {"fig05"}),
+        ({"figures": {"dreambooth": {"models": ["f8"]}}}, {"dreambooth"}),
         ({"figures": {"fig14": {"prompts": [1]}}}, {"fig14"}),
         ({"figures": {"fig07": {"steps": 2}}}, {"fig07"}),
         ({"pretrain": {"learning_rate": 2.0e-3}}, set(figures(chain()))),

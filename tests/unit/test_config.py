@@ -71,6 +71,59 @@ BAD = [
     ({"figures": {"fig24": {"experiment": "headline"}}}, ["figures.fig24.experiment", "interpolation"]),
     ({"figures": {"fig01": {"experiment": "interpolation"}}}, ["figures.fig01.experiment", "t2i"]),
     ({"figures": {"fig24": {"pair": 1}}}, ["figures.fig24.pair is 1", "0 to 0"]),
+    ({"superres": None}, ["superres is null", "experiments.superres has the task superres"]),
+    ({"dreambooth": None}, ["dreambooth is null", "experiments.dreambooth has the task dreambooth"]),
+    ({"experiments": {"superres": {"scored": False}}}, ["experiments.superres.scored", "drawn to be scored"]),
+    ({"experiments": {"dreambooth": {"scored": False}}}, ["experiments.dreambooth.scored", "drawn to be scored"]),
+    ({"experiments": {"superres": {"cfg": [4.0]}}}, ["experiments.superres.cfg is [4.0]", "unguided", "[1.0]"]),
+    ({"experiments": {"superres_training": {"cfg": [1.0, 2.0]}}}, ["experiments.superres_training.cfg", "[1.0]"]),
+    ({"experiments": {"superres": {"task": "upscaling"}}}, ["experiments.superres.task", "'upscaling'", "superres"]),
+    (
+        {"superres": {"finetune": {"checkpoints": [0, 5]}}},
+        ["superres.finetune.checkpoints is [0, 5]", "end at steps (6)"],
+    ),
+    ({"dreambooth": {"finetune": {"checkpoints": [4, 0]}}}, ["dreambooth.finetune.checkpoints", "ascend"]),
+    ({"superres": {"finetune": {"warmup": 6}}}, ["superres.finetune.warmup is 6", "under steps (6)"]),
+    ({"dreambooth": {"finetune": {"warmup": 4}}}, ["dreambooth.finetune.warmup is 4", "under steps (4)"]),
+    ({"superres": {"finetune": {"lr": 1}}}, ["'lr'", "superres.finetune", "learning_rate"]),
+    ({"superres": {"finetune": {"ema": 1.0}}}, ["superres.finetune.ema", "1.0"]),
+    ({"superres": {"finetune": {"learning_rate": "5e-5"}}}, ["superres.finetune.learning_rate", "1.0e-4"]),
+    ({"superres": {"finetune": {"checkpoints": [0, 0, 6]}}}, ["superres.finetune.checkpoints", "non-unique"]),
+    ({"superres": {"degradation": "realesrgan"}}, ["superres.degradation", "'realesrgan'", "real-esrgan"]),
+    ({"superres": {"patches": 0}}, ["superres.patches", "0"]),
+    ({"superres": {"on_error": "ignore"}}, ["superres.on_error", "'ignore'", "skip"]),
+    ({"superres": {"evaluation_lr": "lr"}}, ["superres.evaluation_lr", "superres.evaluation is not"]),
+    ({"data": {"image_size": 18}, "clip": {"patch": 9}}, ["data.image_size is 18", "multiple of 4"]),
+    ({"dreambooth": {"subjects": []}}, ["dreambooth.subjects", "empty"]),
+    ({"dreambooth": {"subjects": ["cat", "cat"]}}, ["dreambooth.subjects", "non-unique"]),
+    ({"dreambooth": {"subjects": ["my cat"]}}, ["dreambooth.subjects[0]", "'my cat'"]),
+    ({"dreambooth": {"identifier": ""}}, ["dreambooth.identifier"]),
+    ({"dreambooth": {"images_per_prompt": 1}}, ["dreambooth.images_per_prompt", "1"]),
+    ({"dreambooth": {"class_images": 1}}, ["dreambooth.class_images", "1"]),
+    ({"dreambooth": {"fit": "stretch"}}, ["dreambooth.fit", "'stretch'", "squash"]),
+    ({"dreambooth": {"prior": {"steps": 1000}}}, ["dreambooth.prior.steps is 1000", "diffusion.steps"]),
+    ({"dreambooth": {"prior": {"weight": 0}}}, ["dreambooth.prior.weight", "0"]),
+    ({"dreambooth": {"prior": {"sampler": "euler"}}}, ["dreambooth.prior.sampler", "'euler'", "ddim"]),
+    ({"metrics": {"lpips": {"alex": "alex.pth"}}}, ["metrics.lpips.alex", "'alex.pth'", "object"]),
+    ({"metrics": {"lpips": {"alex": {"backbone": "b"}}}}, ["metrics.lpips.alex", "'linear'"]),
+    ({"metrics": {"dino": 16}}, ["metrics.dino", "16", "string"]),
+    *(
+        ({"figures": {figure: {"experiment": "headline"}}}, [f"figures.{figure}.experiment", "'headline'", task])
+        for task, figures in {
+            "superres": ("fig04", "fig05", "fig12", "fig17", "fig18"),
+            "dreambooth": ("fig06", "dreambooth"),
+        }.items()
+        for figure in figures
+    ),
+    ({"figures": {"fig04": {"experiment": "dreambooth"}}}, ["figures.fig04.experiment", "of the task superres"]),
+    ({"figures": {"fig03": {"experiment": "superres_training"}}}, ["figures.fig03.experiment", "of the task t2i"]),
+    ({"figures": {"fig06": {"subjects": ["hat_circle", "cat"]}}}, ["figures.fig06.subjects", "'cat'", "hat_circle"]),
+    ({"figures": {"fig05": {"patches": [64]}}}, ["figures.fig05 shows patch 64", "only 64 (counted from 0)"]),
+    ({"figures": {"fig18": {"patches": [-1]}}}, ["figures.fig18.patches[0]", "-1"]),
+    ({"figures": {"fig12": {"split": 0}}}, ["figures.fig12.split", "0"]),
+    ({"figures": {"fig12": {"split": 4}}}, ["figures.fig12.split is 4", "experiments.superres.steps ([2, 4])"]),
+    ({"figures": {"fig12": {"split": 1}}}, ["figures.fig12.split is 1", "experiments.superres.steps ([2, 4])"]),
+    ({"figures": {"dreambooth": {"models": ["f9"]}}}, ["figures.dreambooth.models", "'f9'"]),
     ({"autoencoder": {"scale": 0}}, ["autoencoder.scale", "0"]),
     ({"models": [{"name": "a", "filters": 8, "pretrain": {"lr": 1}}]}, ["'lr'", "models[0].pretrain", "learning_rate"]),
     (
@@ -157,6 +210,38 @@ def test_an_experiment_that_a_figure_draws_cannot_go(smoke):
     check(smoke, SCHEMA)
 
 
+def test_a_downstream_task_goes_with_its_experiments_and_figures(smoke):
+    for task, figures in {"superres": (4, 5, 12, 17, 18), "dreambooth": (6,)}.items():
+        smoke[task] = None
+        for name in smoke["experiments"]:
+            if name.startswith(task):
+                smoke["experiments"][name] = None
+        lines = refused(smoke)
+        named = {f"fig{n:02}" for n in figures} | ({"dreambooth"} if task == "dreambooth" else set())
+        assert named == {line.split(".")[1] for line in lines if ".experiment is" in line}
+        smoke["figures"] |= dict.fromkeys(named)
+        check(smoke, SCHEMA)
+
+
+def test_fig_6_counts_prompts_of_its_subjects_not_of_the_gallery(smoke):
+    smoke["figures"]["fig06"]["prompt"] = 20  # of 25; the gallery has two
+    check(smoke, SCHEMA)
+
+
+def test_patches_are_counted_where_the_config_says_how_many_there_are(smoke):
+    smoke["figures"]["fig05"]["patches"] = [63]
+    check(smoke, SCHEMA)
+    smoke["figures"]["fig05"]["patches"] = [500]
+    smoke["superres"]["evaluation"] = "photos"  # whose number is not known before they are read
+    check(smoke, SCHEMA)
+
+
+def test_finetuning_may_keep_the_weights_that_it_starts_from_or_not(smoke):
+    for checkpoints in ([0, 6], [6], [3, 6]):
+        smoke["superres"]["finetune"]["checkpoints"] = checkpoints
+        check(smoke, SCHEMA)
+
+
 def test_the_headline_cannot_go(smoke):
     smoke["experiments"]["headline"] = None
     assert any("experiments.headline must be there" in line for line in refused(smoke))
@@ -193,6 +278,8 @@ def test_the_config_file_is_the_documentation_of_every_key(embedded):
 
     def walk(node, value, path):
         node = follow(node)
+        branches = [branch for branch in node.get("anyOf", []) if branch.get("type") == "object"]
+        node = {**node, **branches[0]} if branches else node  # a section that may be null, or a name
         node = {**node, **follow(node["allOf"][0])} if "allOf" in node else node
         for key, below in node.get("properties", {}).items():
             name = f"{path}{key}"

@@ -1,5 +1,6 @@
 """Images of cells into scores, and scores into the tidy table with its costs."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -13,10 +14,12 @@ from ldmscale.cells.plan import Plan
 from ldmscale.config.study import Study
 from ldmscale.data.encoded import save_array
 from ldmscale.errors import UserError
+from ldmscale.metrics import gather
 from ldmscale.metrics.gather import scores_table
 from ldmscale.metrics.score import SPLITS, Scorer, score
 from ldmscale.metrics.scores_file import read_scores, write_scores
-from ldmscale.models.flops import unet_cost
+from ldmscale.models.autoencoder import AutoencoderConfig
+from ldmscale.models.clip import TextTower
 from ldmscale.models.unet import UNetConfig
 from ldmscale.provenance import write_manifest
 
@@ -133,7 +136,57 @@ def test_an_interpolation_has_a_row_for_each_pair_and_alpha_with_every_images_si
     assert (tmp_path / cell.path / "interpolation.npy").exists()  # the figure shows them
 
 
+@pytest.mark.parametrize(
+    ("task", "weights", "files"),
+    [("superres", "superres-6", ["superres"]), ("dreambooth", "dreambooth_hat_circle-4", ["dreambooth", "class"])],
+)
+def test_cells_of_downstream_tasks_are_scored_once_and_their_lost_images_named(tmp_path, task, weights, files):
+    cell, asked = CELLS[0].at(task=task, weights=weights), []
+
+    def rows_of(scored, folder):
+        asked.append((scored, folder))
+        return [{"split": task, "n": 3}]
+
+    def scores(**changes):
+        return score([{**specs()[0], "path": cell.path, **changes}], tmp_path, rows_of, True, lambda line: None)
+
+    def draw_them(names):
+        for name in names:
+            save_array(tmp_path / cell.path / f"{name}.npy", np.zeros((3, 4, 4, 3), np.uint8))
+        write_manifest(tmp_path / cell.path / "sample.json", "generate", "drawn", evaluations=4)
+
+    draw_them(files)
+    expected = [{"cell": cell.path, "evaluations": 4, "split": task, "n": 3}]
+    assert scores() == scores() == expected and asked == [(cell, tmp_path / cell.path)]
+    (tmp_path / cell.path / f"{files[-1]}.npy").unlink()
+    with pytest.raises(UserError, match="gone or damaged.*--forcerun generate"):
+        scores(score_digest="another")
+    assert not (tmp_path / cell.path / "sample.json").exists() and len(asked) == 1
+    draw_them(files)
+    assert scores(score_digest="another") == expected and len(asked) == 2
+
+
 # ---------------------------------------------------------------- the tidy table
+
+
+@pytest.fixture(scope="module", autouse=True)
+def traced_once():
+    """Networks are traced to be counted, which takes seconds: once each for all tables of this file."""
+    known = {}
+
+    def once(function):
+        def found(*args):
+            key = (function.__name__, repr(args))
+            if key not in known:
+                known[key] = function(*args)
+            return known[key]
+
+        return found
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("unet_cost", "encoder_flops"):
+            patch.setattr(gather, name, once(getattr(gather, name)))
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -152,7 +205,7 @@ def test_the_table_has_every_cost_of_a_cell(chain):
     table = scores_table(rows_of(cells), chain.scores()["family"])
     assert len(table) == 8
     assert table["filters"].is_monotonic_increasing
-    costs = {m: unet_cost(UNetConfig(**study.unet_params(m)), 8, 12) for m in ("f4", "f8")}
+    costs = {m: gather.unet_cost(UNetConfig(**study.unet_params(m)), 8, 12) for m in ("f4", "f8")}
     for row in table.itertuples():
         cost, guided = costs[row.model], 1 + (row.cfg != 1)
         norm = cost.flops / costs["f8"].flops  # reference_filters: 8
@@ -175,6 +228,73 @@ def test_the_table_names_its_cells_exactly(chain):
     for row in table.itertuples():
         assert Cell(row.task, row.model, row.weights, row.sampler, row.steps, row.cfg) == Cell.parse(row.cell)
     assert set(table["cell"]) == {cell.path for cell in cells}
+
+
+def test_super_resolution_pays_for_its_wider_network_and_for_encoding_an_image(chain):
+    """What the paper's axes name is the family's network; what an image takes is its own."""
+    cells = [Cell("superres", m, f"superres-{n}", "ddim", 5, 1.0) for m in ("f4", "f8") for n in (0, 6)]
+    rows = [{"cell": c.path, "split": "superres", "evaluations": 6, "fid": 1.0} for c in cells]
+    family = chain.scores()["family"]
+    table = scores_table([*rows_of(CELLS[:1]), *rows], family).set_index("task").loc["superres"]
+    table = table.set_index(["model", "train_step"])
+    fixed = gather.encoder_flops(AutoencoderConfig(**family["ae"]), TextTower(**family["text"]), (8, 8, 4))
+    for (model, step), row in table.iterrows():
+        net = UNetConfig(**chain.study.unet_params(model))
+        cost, own = (gather.unet_cost(dataclasses.replace(net, in_channels=n), 8, 12) for n in (4, 8))
+        assert own.flops - cost.flops == 2 * 9 * 4 * net.filters * 8 * 8  # four more inputs of a 3 x 3 convolution
+        assert row["gflops"] == cost.flops / 1e9 and row["params"] == cost.params
+        assert row["cost"] == row["nfe_cost"] == pytest.approx(6 * row["norm_cost"])
+        assert row["sampling_tflops"] == pytest.approx((own.flops * 6 + fixed["superres"]) / 1e12)
+        assert row["train_gflops"] == pytest.approx(step * cost.flops / 1e9)
+        assert row["train_flops"] == pytest.approx(3 * own.flops * 8 * step)  # superres.finetune.batch
+
+
+def test_what_an_image_costs_beside_the_u_net():
+    """One empty caption and one image encoded against two captions; decoded is each."""
+    ae = AutoencoderConfig(channels=8, channel_mult=(1, 2), blocks_per_level=1, latent_channels=4, norm_groups=4)
+    text = TextTower(width=8, depth=1, heads=2, vocab_size=50, context_length=5)
+    fixed = gather.encoder_flops(ae, text, (6, 6, 4))
+    assert fixed["t2i"] == fixed["interpolation"] == fixed["dreambooth"]
+    longer = gather.encoder_flops(ae, dataclasses.replace(text, depth=2), (6, 6, 4))
+    assert longer["t2i"] - fixed["t2i"] == 2 * (longer["superres"] - fixed["superres"]) > 0
+    # The captions of one layer more, taken from the sums, leave the autoencoder's passes: to encode is more than a
+    # first convolution of a 12 x 12 image.
+    assert fixed["superres"] - (fixed["t2i"] - fixed["superres"]) > 2 * 9 * 3 * 8 * 12 * 12
+
+
+def test_dreambooth_trains_on_as_many_images_of_the_class(chain):
+    cell = Cell("dreambooth", "f8", "dreambooth_hat_circle-4", "ddim", 5, 4.0)
+    row = {"cell": cell.path, "split": "dreambooth", "evaluations": 6, "subject": "hat_circle", "dino": [0.5]}
+    lone = Chain(Plan(Study(merged("smoke.yaml", {"dreambooth": {"prior": None}}))))
+    both, alone = (
+        scores_table([row, *rows_of(CELLS[:1])], of.scores()["family"]).set_index("task").loc["dreambooth"]
+        for of in (chain, lone)
+    )
+    flops = gather.unet_cost(UNetConfig(**chain.study.unet_params("f8")), 8, 12).flops
+    assert both["train_flops"] == pytest.approx(3 * flops * (2 + 2) * 4)
+    assert alone["train_flops"] == pytest.approx(3 * flops * 2 * 4)
+    for found in (both, alone):
+        assert found["train_step"] == 4 and found["train_gflops"] == pytest.approx(flops / 1e9 * 4)
+        assert found["nfe_cost"] == pytest.approx(2 * found["cost"])
+        assert found["subject"] == "hat_circle" and found["dino"] == [0.5]
+
+
+def test_rows_of_all_tasks_stand_in_one_table_and_come_back(chain, tmp_path):
+    """Columns that a task lacks are empty, and survive the file."""
+    restored = Cell("superres", "f4", "superres-6", "ddim", 5, 1.0)
+    personal = Cell("dreambooth", "f4", "dreambooth_hat_circle-4", "ddim", 5, 4.0)
+    rows = rows_of(CELLS[:1]) + [
+        {"cell": restored.path, "split": "superres", "evaluations": 5, "fid": 3.0, "psnr": 20.0, "lpips_alex": None,
+         "fid_reps": [1.0, 2.0], "ssim": None, "ssim_reps": None},
+        {"cell": personal.path, "split": "dreambooth", "evaluations": 5, "dino": [0.5, 0.25], "subject": "hat_circle"},
+    ]  # fmt: skip
+    write_scores(tmp_path / "scores.parquet", scores_table(rows, chain.scores()["family"]), "right")
+    table = read_scores(tmp_path / "scores.parquet", "right").set_index("task")
+    assert table.loc["superres", "psnr"] == 20 and np.isnan(table.loc["superres", "clip"])
+    assert pd.isna(table.loc["superres", ["lpips_alex", "ssim", "ssim_reps"]]).all()
+    assert table.loc["superres", "fid_reps"].tolist() == [1.0, 2.0]
+    assert table.loc["dreambooth", "dino"].tolist() == [0.5, 0.25] and np.isnan(table.loc["dreambooth", "fid"])
+    assert table.loc["t2i", "dino"].isna().all() and set(table.loc["t2i", "split"]) == set(SPLITS)
 
 
 def test_a_score_that_is_not_finite_is_refused_naming_the_cell(chain):

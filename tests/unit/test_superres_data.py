@@ -15,10 +15,11 @@ from ldmscale.data.superres import (
     given_pairs,
     low_resolution,
     same_content,
-    training_crops,
     upsample,
+    usable_photos,
     write_pngs,
 )
+from ldmscale.data.superres import training_crops as crops_of_files
 from ldmscale.errors import UserError
 from ldmscale.metrics.image_quality import psnr_y
 
@@ -31,6 +32,10 @@ def picture(seed, height=48, width=64):
     rng = np.random.default_rng(seed)
     coarse = Image.fromarray(rng.integers(0, 256, (6, 8, 3)).astype(np.uint8))
     return np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC))
+
+
+def training_crops(folder, size, items, seed, on_error="refuse"):
+    return crops_of_files(folder, usable_photos(folder, size, seed, on_error), size, items, seed)
 
 
 def photos(folder, count=3):

@@ -3,7 +3,8 @@
 import json
 import math
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +21,7 @@ X = np.random.default_rng(0).normal(size=(50, 3)).astype(np.float32)
 Y = X @ np.array([[1.0], [-2.0], [0.5]], np.float32) + 0.1
 
 
-@dataclass
+@dataclass(frozen=True)
 class Line:
     """Least squares with noise drawn from the step's key; ``fail_at`` raises, ``nan_at`` spoils the data of a step."""
 
@@ -42,6 +43,19 @@ class Line:
         return jnp.mean((batch["x"] @ params["w"] + params["b"] + noise - batch["y"]) ** 2)
 
 
+@dataclass(frozen=True)
+class Finetuned(Line):
+    """Starts from given parameters, as finetuning tasks do, and notes what it was handed."""
+
+    params: Any = None
+    seen: list = field(default_factory=list)
+
+    def init(self, key):
+        self.seen.extend(jax.tree.leaves(self.params))
+        return jax.tree.map(jnp.asarray, self.params)
+
+
+PRETRAINED = {"w": np.array([[1.0], [1.0], [1.0]], np.float32), "b": np.ones(1, np.float32)}
 CONFIG = TrainConfig(steps=40, learning_rate=0.2, warmup=5, weight_decay=0.01, seed=3, ema=0.95)
 
 
@@ -280,6 +294,63 @@ def test_a_loss_that_is_not_finite_ends_the_run_naming_the_step(tmp_path, whole,
         assert path.exists() == (step <= bad)
     kept, _ = run(tmp_path, (10, 20, 40))
     assert kept == whole[0]
+
+
+# ---------------------------------------------------------------- the start, kept, and finetuning
+
+KEPT = (0, 10, 40)
+
+
+def finetuned(fail_at=None):
+    return Finetuned(fail_at=fail_at, params=PRETRAINED)
+
+
+@pytest.fixture(scope="module")
+def from_pretrained(tmp_path_factory):
+    return run(tmp_path_factory.mktemp("finetuned"), KEPT, finetuned())[0]
+
+
+def test_the_weights_of_step_0_are_those_that_training_starts_from(tmp_path, whole, from_pretrained):
+    kept, _ = run(tmp_path / "drawn", (0, 10, 20, 40))
+    assert {step: kept[step] for step in (10, 20, 40)} == whole[0]  # keeping them changes nothing after
+    start, metadata = load_tree(tmp_path / "drawn" / "step-0.safetensors", PRETRAINED)
+    jax.tree.map(np.testing.assert_array_equal, start, Line().init(jax.random.key(CONFIG.seed)))
+    assert metadata == {"digest": "d", "step": 0}
+
+    (tmp_path / "w").write_bytes(from_pretrained[0])
+    jax.tree.map(np.testing.assert_array_equal, load_tree(tmp_path / "w", PRETRAINED)[0], PRETRAINED)
+    assert from_pretrained[40] not in (from_pretrained[0], whole[0][40])
+
+
+def test_pretrained_parameters_are_arguments_of_the_first_program_not_constants_in_it(tmp_path):
+    """As constants they would be compiled in: gigabytes of a large network, and a program of its own for each."""
+    task = finetuned(fail_at=0)
+    with pytest.raises(RuntimeError):
+        run(tmp_path, KEPT, task)
+    assert task.seen and all(isinstance(leaf, jax.core.Tracer) for leaf in task.seen)
+
+
+@pytest.mark.parametrize("stop", [0, 3, 4, 10, 39])
+def test_interrupted_finetuning_ends_where_an_uninterrupted_run_does(tmp_path, from_pretrained, stop):
+    with pytest.raises(RuntimeError, match=f"stopped at {stop}"):
+        run(tmp_path, KEPT, finetuned(stop))
+    assert (tmp_path / "step-0.safetensors").read_bytes() == from_pretrained[0]
+    kept, said = run(tmp_path, KEPT, finetuned())
+    assert kept == from_pretrained
+    assert any("resumed" in line for line in said) == (stop >= 4)
+
+
+def test_a_start_that_is_gone_damaged_or_another_ones_is_made_again(tmp_path, from_pretrained):
+    run(tmp_path, KEPT, finetuned())
+    path = tmp_path / "step-0.safetensors"
+    for spoil in (path.unlink, lambda: path.write_bytes(b"half"), lambda: path.write_bytes(from_pretrained[10])):
+        spoil()
+        assert run(tmp_path, KEPT, finetuned())[0] == from_pretrained
+
+
+def test_a_start_asked_for_later_is_made(tmp_path, from_pretrained):
+    run(tmp_path, (10, 40), finetuned())
+    assert run(tmp_path, KEPT, finetuned())[0] == from_pretrained
 
 
 # ---------------------------------------------------------------- parameter files

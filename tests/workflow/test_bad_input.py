@@ -184,3 +184,113 @@ def test_inception_weights_that_are_none(copy):
         RESULTS / "reference" / "reference.json", overlay={"metrics": {"inception": "inception-2015-12-05.pt"}}
     )
     assert "error: Inception weights inception-2015-12-05.pt are not" in answer
+
+
+# ---------------------------------------------------------------- photos to restore, and subjects
+
+PAIRS, SUBJECTS = RESULTS / "superres" / "pairs.json", RESULTS / "dreambooth" / "subjects.json"
+PROMPT_FILE = """Classes
+subject_name,class
+toy,toy
+cup,cup
+
+Object Prompts
+prompt_list = [
+'a {0} {1} in the snow'.format(unique_token, class_token),
+'a red {0} {1}'.format(unique_token, class_token),
+]
+
+Live Subject Prompts
+prompt_list = [
+'a {0} {1} in the snow'.format(unique_token, class_token),
+]
+"""
+
+
+@pytest.fixture(scope="module")
+def used(study, tmp_path_factory):
+    """A copy of the finished study for jobs that are to fail, each of which leaves nothing."""
+    return study.copy(tmp_path_factory.mktemp("used") / "study")
+
+
+def picture(seed, width, height):
+    coarse = np.random.default_rng(seed).integers(0, 256, (4, 5, 3)).astype(np.uint8)
+    return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
+
+
+def of_every_kind(folder):
+    """One picture in each way that files of photos come in."""
+    folder.mkdir(parents=True)
+    colour = picture(0, 24, 20)
+    colour.convert("L").save(folder / "grey.png")
+    colour.convert("RGBA").save(folder / "alpha.png")
+    Image.fromarray(np.asarray(colour.convert("L")).astype(np.uint16) * 257).save(folder / "16-bit.png")
+    colour.save(folder / "two.jpg", "MPO", save_all=True, append_images=[colour])
+    return folder
+
+
+def low_of_another_size(root):
+    for name, size in (("hr", 16), ("lr", 5)):
+        (root / name).mkdir(parents=True)
+        picture(1, size, size).save(root / name / "a.png")
+    return {"superres": {"evaluation": f"{root}/hr", "evaluation_lr": f"{root}/lr"}}
+
+
+def low_without_partner(root):
+    overlay = low_of_another_size(root)
+    picture(2, 16, 16).save(root / "hr" / "b.png")
+    return overlay
+
+
+def small_photo(root):
+    root.mkdir()
+    picture(1, 40, 15).save(root / "small.png")
+    return {"superres": {"train": str(root)}}
+
+
+def dataset(root, images=2, **changes):
+    (root / "toy").mkdir(parents=True)
+    (root / "prompts_and_classes.txt").write_text(PROMPT_FILE)
+    for i in range(images):
+        picture(i, 20, 24).save(root / "toy" / f"{i}.png")
+    return {"dreambooth": {"folder": str(root), "subjects": ["toy"], **changes}, "figures": {"fig06": None}}
+
+
+DOWNSTREAM = [
+    (low_of_another_size, PAIRS, "lr/a.png has 5 x 5 pixels; pairs of 16 pixels need 4 x 4 of it"),
+    (low_without_partner, PAIRS, "lr has no file b.png, which"),
+    (small_photo, PAIRS, "small.png: 40 x 15 pixels, a patch needs 16 of both"),
+    (lambda root: dataset(root, images=1), SUBJECTS, "toy holds one image (0.png)"),
+    (lambda root: dataset(root, images=0), SUBJECTS, "toy holds no image (.jpg"),
+    (lambda root: dataset(root, subjects=["cup"]), SUBJECTS, "there is no subject 'cup' in"),
+    (
+        lambda root: {"dreambooth": {"subjects": ["cat"]}, "figures": {"fig06": None}},
+        SUBJECTS,
+        "there is no scene subject 'cat'; there are hat_circle,",
+    ),
+]
+
+
+@pytest.mark.parametrize(("make", "target", "said"), DOWNSTREAM, ids=[said for _, _, said in DOWNSTREAM])
+def test_photos_and_subjects_that_cannot_be_used_are_named(used, tmp_path, make, target, said):
+    answer = used.refused(target, overlay=make(tmp_path / "photos"))
+    assert any("error: " in line and said in line for line in answer.splitlines()), answer
+    assert not (used / target).exists()
+
+
+def test_photos_of_every_kind_of_file_are_taken(copy, tmp_path):
+    photos = of_every_kind(tmp_path / "photos")
+    overlay = dataset(tmp_path / "subjects", images=0)
+    of_every_kind(tmp_path / "subjects" / "more")
+    for path in (tmp_path / "subjects" / "more").iterdir():
+        path.rename(tmp_path / "subjects" / "toy" / path.name)
+    overlay["superres"] = {"train": str(photos), "evaluation": str(photos), "patches": 2, "degradation": "real-esrgan"}
+    copy.run(PAIRS, SUBJECTS, overlay=overlay)
+    assert read_json(copy / PAIRS)["patches"] == 4 * 2
+    hr = np.load(copy / RESULTS / "superres" / "hr.npy")
+    assert hr.shape == (8, 16, 16, 3) and (hr.reshape(8, -1).std(axis=1) > 10).all()
+    assert len(list((copy / RESULTS / "superres" / "lr").iterdir())) == 8  # and no more of the 64 that were there
+    about = read_json(copy / SUBJECTS)["subjects"]
+    assert about == {"toy": {"class_name": "toy", "live": False, "prompts": ["a toy in the snow", "a red toy"]}}
+    images = np.load(copy / RESULTS / "dreambooth" / "toy" / "images.npy")
+    assert images.shape == (4, 16, 16, 3) and (images.reshape(4, -1).std(axis=1) > 10).all()

@@ -10,13 +10,16 @@ from ldmscale.config.study import Study
 from ldmscale.provenance import read_json
 
 CELLS = "results/smoke/cells"
-FIGURES = 13  # of the smoke study
+FIGURES = 20  # of the smoke study
 ALWAYS = {"figure": FIGURES, "table1": 1, "summary": 1, "pages": 1, "report": 1, "all": 1}
 FRESH = Counter(
     {"config": 1, "data": 1, "tokenizer": 1, "autoencoder": 1, "clip": 1, "latents": 1, "prompts": 1, "reference": 1}
-    | {"pretrain": 2, "generate": 10, "score": 4, "gather": 1}
+    | {"pairs": 1, "baselines": 1, "subjects": 1}
+    | {"pretrain": 2, "superres": 2, "class_images": 2, "dreambooth": 2}
+    | {"generate": 20, "score": 8, "gather": 1}
     | ALWAYS
 )
+TASKS = ("t2i", "interpolation", "superres", "dreambooth")
 FINAL = "task=t2i/model={}/weights=pretrain-40/sampler={}"
 NOTHING = "Nothing to be done"
 
@@ -37,12 +40,16 @@ def test_a_fresh_study_runs_every_stage(folder):
     expected |= {f"generate task=t2i/model={m}/weights=pretrain-20/sampler=ddim" for m in ("f4", "f8")}
     between = FINAL.replace("t2i", "interpolation")
     expected |= {f"generate {between.format(m, 'ddim')}" for m in ("f4", "f8")}
+    finetuned = [("superres", f"superres-{step}") for step in (0, 3, 6)]
+    finetuned += [("dreambooth", f"dreambooth_hat_circle-{step}") for step in (0, 4)]
+    expected |= {f"generate task={t}/model={m}/weights={w}/sampler=ddim" for m in ("f4", "f8") for t, w in finetuned}
     assert working(done, "generate") == expected
-    scored = {f"score task={task}/model={m}" for task in ("t2i", "interpolation") for m in ("f4", "f8")}
-    assert working(done, "score") == scored
+    assert len(expected) == FRESH["generate"] == 2 * (3 + 1 + 1 + 3 + 2)
+    scored = {f"score task={task}/model={m}" for task in TASKS for m in ("f4", "f8")}
+    assert working(done, "score task") == scored
 
 
-@pytest.mark.parametrize(("level", "jobs"), [("model", 4), ("cfg", None)])
+@pytest.mark.parametrize(("level", "jobs"), [("model", 2 * len(TASKS)), ("cfg", None)])
 def test_the_size_of_generation_jobs_is_the_configs_choice(folder, level, jobs):
     done = folder.dry(overlay={"sampling": {"cells_per_job": level}})
     assert done.jobs["generate"] == (jobs or len(Plan(Study(merged("smoke.yaml"))).cells))
@@ -53,11 +60,32 @@ def test_one_model_can_be_asked_for(folder):
     assert done.jobs == {"data": 1, "tokenizer": 1, "autoencoder": 1, "clip": 1, "latents": 1, "pretrain": 1}
 
 
+def test_one_finetuned_model_can_be_asked_for(folder):
+    encoders = {"data": 1, "tokenizer": 1, "autoencoder": 1, "clip": 1, "latents": 1, "pretrain": 1}
+    done = folder.dry("results/smoke/models/f4/superres.json")
+    assert done.jobs == {**encoders, "pairs": 1, "superres": 1}
+    subject = {**encoders, "subjects": 1, "dreambooth": 1}
+    target = "results/smoke/models/f4/dreambooth.json"
+    assert folder.dry(target).jobs == {**subject, "class_images": 1}
+    assert folder.dry(target, overlay={"dreambooth": {"prior": None}}).jobs == subject
+
+
+def test_a_study_without_downstream_tasks_has_none_of_their_jobs(folder):
+    gone = {"experiments": ("superres", "superres_training", "dreambooth"),
+            "figures": ("fig04", "fig05", "fig06", "fig12", "fig17", "fig18", "dreambooth")}  # fmt: skip
+    overlay = {"superres": None, "dreambooth": None, **{key: dict.fromkeys(names) for key, names in gone.items()}}
+    mine = {"pairs", "baselines", "subjects", "superres", "class_images", "dreambooth"}
+    expected = {rule: count for rule, count in FRESH.items() if rule not in mine}
+    expected |= {"generate": 10, "score": 4, "figure": FIGURES - 7}
+    assert folder.dry(overlay=overlay).jobs == expected
+
+
 def test_the_embedded_study_is_the_default(folder):
     done = folder.dry(config=None)
     config = merged()
     assert done.jobs["pretrain"] == len(config["models"]) >= 4
-    assert done.jobs["figure"] == 15
+    assert done.jobs["figure"] == len(config["figures"]) == 22
+    assert done.jobs["superres"] == done.jobs["dreambooth"] == done.jobs["class_images"] == done.jobs["pretrain"]
     assert "results/embedded/report.html" in done.said
 
 
@@ -65,8 +93,8 @@ def test_the_embedded_study_is_the_default(folder):
 
 
 def test_a_finished_study_has_nothing_to_do(study):
-    assert NOTHING in study.dry().said
-    assert study.dry().jobs == {}
+    done = study.dry()
+    assert NOTHING in done.said and done.jobs == {}
 
 
 def test_another_guidance_weight_runs_its_own_jobs_alone(study):
@@ -88,9 +116,28 @@ def test_a_figures_prompt_redraws_that_figure_alone(study):
 
 def test_one_models_learning_rate_runs_its_chain_alone(study):
     done = study.dry(overlay=own("f4", learning_rate=2.0e-3))
-    assert done.jobs == Counter({"config": 1, "pretrain": 1, "generate": 5, "score": 2, "gather": 1} | ALWAYS)
+    trained = {"pretrain": 1, "superres": 1, "class_images": 1, "dreambooth": 1}
+    assert done.jobs == Counter({"config": 1, **trained, "generate": 10, "score": 4, "gather": 1} | ALWAYS)
     assert working(done, "pretrain") == {"pretrain f4"}
+    assert all("f4" in message for message in working(done, "finetune"))
     assert all("model=f4" in message for message in working(done, "generate", "score"))
+
+
+def test_a_new_gallery_prompt_trains_nothing(study):
+    done = study.dry(overlay={"gallery": [*merged("smoke.yaml")["gallery"], "a small star"]})
+    # What super-resolution's scores have for classes are CLIP embeddings of prompts, of the same stage.
+    again = {"prompts": 1, "baselines": 1, "generate": 10, "score": 6, "gather": 1}
+    assert done.jobs == Counter({"config": 1, **again} | ALWAYS)
+    assert not any("superres" in message or "dreambooth" in message for message in working(done, "generate"))
+
+
+def test_another_finetuning_rate_runs_that_task_alone(study):
+    done = study.dry(overlay={"superres": {"finetune": {"learning_rate": 1.5e-3}}})
+    assert done.jobs == Counter({"config": 1, "superres": 2, "generate": 6, "score": 2, "gather": 1} | ALWAYS)
+    assert all("task=superres" in message for message in working(done, "generate", "score"))
+    done = study.dry(overlay={"dreambooth": {"prior": {"weight": 0.5}}})
+    assert done.jobs == Counter({"config": 1, "dreambooth": 2, "generate": 4, "score": 2, "gather": 1} | ALWAYS)
+    assert all("task=dreambooth" in message for message in working(done, "generate", "score"))
 
 
 def test_a_longer_run_trains_on_and_draws_the_new_checkpoints_cells(study):

@@ -16,7 +16,7 @@ from safetensors.numpy import load_file
 from ldmscale.provenance import read_json
 
 RUN = Path(__file__).with_name("training_run.py")
-FILES = ("state.safetensors", "step-6.safetensors", "step-12.safetensors", "loss.jsonl")
+FILES = ("state.safetensors", "step-0.safetensors", "step-6.safetensors", "step-12.safetensors", "loss.jsonl")
 
 
 def start(folder, *moment):
@@ -48,9 +48,10 @@ def assert_whole(folder):
         assert load_file(path), path
 
 
-# In this order, each run going on from what the one before it left: 12 steps, each of them saved, 6 and 12 kept.
+# In this order, each run going on from what the one before it left: 12 steps, each of them saved; 0, 6 and 12 kept.
 MOMENTS = [
-    ("half:1", None),  # the first state, half-written: nothing to go on from
+    ("half:1", None),  # the weights of step 0, half-written: nothing to go on from
+    ("half:2", None),  # the first state, half-written: nothing to go on from either
     ("batch:3", None),
     ("before:2", 3),  # a state written and not renamed: the older one stands
     ("after:step-6.safetensors", 4),  # weights kept, their state not yet

@@ -10,6 +10,7 @@ from helpers import REPO, merged
 from ldmscale.cells.cost import norm_costs
 from ldmscale.config.study import Study
 
+CELLS = 2152  # of the paper's study
 CPU_SECONDS = 15  # the limit, with other work on the machine not counted
 clone = pytest.fixture(make_clone, scope="module")
 
@@ -24,27 +25,33 @@ def test_tpu_profile_lists_the_papers_study(paper):
     grid, training, samplers = 11 * 6 * 8, 11 * 6, 9 * 2 * 6 * 8
     same_cost = 8 * 5 - 1  # 145M affords 50 steps at cost 10: that cell is the headline's
     interpolation = 5
-    assert jobs(output)["generate"] == grid + training + samplers + same_cost + interpolation == 1502
+    superres = 8 * 8 + 9 * 6 - 8  # both have the last weights of eight models at 50 steps
+    dreambooth = 9 * 30 * 2  # models, subjects, before and after
+    downstream = superres + dreambooth
+    assert jobs(output)["generate"] == grid + training + samplers + same_cost + interpolation + downstream == CELLS
     assert jobs(output)["pretrain"] == 11
-    assert jobs(output)["score"] == 11 + interpolation
-    assert jobs(output)["figure"] == 15
+    assert jobs(output)["superres"] == jobs(output)["class_images"] == jobs(output)["dreambooth"] == 9
+    assert jobs(output)["score"] == 11 + interpolation + 9 + 9
+    assert jobs(output)["figure"] == 22
     assert not [line for line in output.splitlines() if len(line) > 20_000], "a rule lists all of its files"
 
 
 def test_tpu_profile_names_every_cell(paper):
     named = Counter(re.findall(r"generate (task=\S+)", paper[0]))
-    assert len(named) == 1502 and set(named.values()) == {1}
+    assert len(named) == CELLS and set(named.values()) == {1}
     wanted = "task=t2i/model={}/weights=pretrain-500000/sampler={}/steps={}/cfg={}"
     assert wanted.format("5B", "ddim", 50, "7.5") in named
     assert wanted.format("83M", "ddim", 97, "7.5") in named  # cost 12 at .124 a step
     assert wanted.format("866M", "dpmpp2m", 4, "1.5") in named
+    assert "task=superres/model=2B/weights=superres-0/sampler=ddim/steps=50/cfg=1" in named
+    assert "task=dreambooth/model=83M/weights=dreambooth_dog6-800/sampler=ddim/steps=50/cfg=7.5" in named
 
 
 def test_the_papers_dry_run_is_quick_and_grows_with_the_cells(clone, paper):
     output, seconds = paper
     assert seconds < CPU_SECONDS
     more = clone / "more.yaml"
-    values = [1.5 + i / 2 for i in range(16)]
+    values = [1.5 + i / 2 for i in range(20)]
     more.write_text(f"study: more\nexperiments: {{grid: {{cfg: {values}}}, samplers: {{cfg: {values}}}}}\n")
     doubled, longer = dry_run(clone, "--profile", "tpu", "-n", "--configfile", "configs/paper.yaml", str(more))
     cells = jobs(doubled)["generate"]
@@ -68,6 +75,11 @@ def test_every_overlay_dry_runs(clone, overlay):
     assert jobs(output).get("pretrain", 0) == sum("weights" not in model for model in config["models"])
     assert jobs(output).get("published", 0) == sum("weights" in model for model in config["models"])
     assert jobs(output)["figure"] == sum(settings is not None for settings in config["figures"].values())
+    for task in ("superres", "dreambooth"):
+        experiments = [spec for spec in config["experiments"].values() if spec and spec.get("task") == task]
+        every = [model["name"] for model in config["models"]]
+        asked = {name for spec in experiments for name in (every if spec["models"] == "all" else spec["models"])}
+        assert jobs(output).get(task, 0) == len(asked)
 
 
 def test_the_papers_family_costs_what_table_1_says():
@@ -86,4 +98,6 @@ def test_nothing_in_the_papers_config_is_left_over_from_the_embedded_study():
         for axis in {"steps", "costs", "cfg"} & set(spec):
             if (name, axis) == ("interpolation", "steps"):
                 continue  # 20 in the paper as well
+            if axis == "cfg" and spec.get("task") == "superres":
+                continue  # never guided
             assert spec[axis] != embedded["experiments"][name][axis], f"{name}.{axis} is the embedded study's"

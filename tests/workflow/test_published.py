@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 from folders import RESULTS
+from safetensors.numpy import load_file
 from tokenizers.pre_tokenizers import ByteLevel
 
 from ldmscale.metrics.torch_guard import guard_torchvision
@@ -36,10 +37,16 @@ OVERLAY = {
         "grid": {"steps": [2, 4], "cfg": [1.0, 4.0]},
         "samplers": None,
         "same_cost": None,
+        "superres": None,
+        "superres_training": {"steps": [2]},
+        "dreambooth": None,
     },
+    "superres": {"items": 16, "finetune": {"steps": 2, "checkpoints": [0, 2], "warmup": 0}},
+    "dreambooth": None,
     "figures": {
-        **{f"fig{n:02}": None for n in (3, 8, 9, 10, 11, 14, 15, 21, 22)},
+        **{f"fig{n:02}": None for n in (3, 4, 6, 8, 9, 10, 11, 12, 14, 15, 17, 18, 21, 22)},
         "fig07": {"models": ["SD"]},
+        "dreambooth": None,
     },
 }  # fmt: skip
 
@@ -92,7 +99,7 @@ def ready(sd, folder):
     return folder
 
 
-def test_a_published_pipeline_is_sampled_scored_and_drawn_and_nothing_is_trained(ready):
+def test_a_published_pipeline_is_sampled_finetuned_scored_and_drawn_and_not_pretrained(ready):
     done = ready.run(overlay=OVERLAY)
     assert not {"pretrain", "latents"} & set(done.jobs), done.jobs
     assert done.jobs["published"] == done.jobs["text_encoder"] == 1
@@ -101,10 +108,18 @@ def test_a_published_pipeline_is_sampled_scored_and_drawn_and_nothing_is_trained
     images = np.load(cell / "heldout.npy")
     assert images.shape == (64, 16, 16, 3) and images.std() > 1
     assert not np.array_equal(images, np.load(cell.with_name("cfg=1") / "heldout.npy"))
-    for name in ("fig01.png", "fig02.png", "fig07.png"):
+    for name in ("fig01.png", "fig02.png", "fig05.png", "fig07.png"):
         assert (results / "figures" / name).stat().st_size > 5_000
     assert "SD" in (results / "tables" / "table1.md").read_text()
     assert read_json(results / "models/SD/published.json")["weights"] == {"published": "sd/unet"}
+    # Finetuning begins at the published weights.
+    finetuned = {n: load_file(ready / w) for n, w in read_json(results / "models/SD/superres.json")["weights"].items()}
+    bias = load_file(ready / "sd/unet/diffusion_pytorch_model.safetensors")["conv_in.bias"]
+    np.testing.assert_array_equal(finetuned["superres-0"]["conv_in.bias"], bias)
+    assert finetuned["superres-0"]["conv_in.kernel"].shape == (3, 3, 8, 8)
+    assert (finetuned["superres-2"]["conv_in.bias"] != bias).any()
+    restored = results / "cells/task=superres/model=SD/weights=superres-2/sampler=ddim/steps=2/cfg=1/superres.npy"
+    assert np.load(restored).shape == (64, 16, 16, 3)
     assert "nothing to be done" in ready.run(overlay=OVERLAY).said.lower()
 
 

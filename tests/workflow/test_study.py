@@ -9,8 +9,10 @@ import yaml
 from folders import RESULTS, chain_of, cpu_seconds
 from helpers import merged
 from PIL import Image
+from safetensors.numpy import load_file
 
 from ldmscale.cells.cell import Cell
+from ldmscale.metrics.image_quality import psnr_y
 from ldmscale.metrics.scores_file import read_scores
 from ldmscale.provenance import read_json, read_manifest
 
@@ -18,16 +20,23 @@ FIGURES = (
     "fig01",
     "fig02",
     "fig03",
+    "fig04",
+    "fig05",
+    "fig06",
     "fig07",
     "fig08",
     "fig09",
     "fig10",
     "fig11",
+    "fig12",
     "fig14",
     "fig15",
+    "fig17",
+    "fig18",
     "fig21",
     "fig22",
     "fig24",
+    "dreambooth",
 )
 CPU_SECONDS = 4 * 60 * 2  # four minutes on two cores, with other work on the machine not counted
 
@@ -73,11 +82,13 @@ def test_the_config_is_kept_beside_what_it_made(results):
 
 def test_every_stage_was_made_from_what_the_config_says(results, chain):
     places = {"data": "data", "tokenizer": "encoders", "autoencoder": "encoders", "clip": "encoders",
-              "latents": "latents", "prompts": "prompts", "reference": "reference"}  # fmt: skip
+              "latents": "latents", "prompts": "prompts", "reference": "reference", "pairs": "superres",
+              "baselines": "superres", "subjects": "dreambooth"}  # fmt: skip
     for stage, place in places.items():
         read_manifest(results / place / f"{stage}.json", stage, chain[stage]["digest"])
     for model in chain.study.models:
-        read_manifest(results / "models" / model / "pretrain.json", "pretrain", chain.pretrain(model)["digest"])
+        for stage in ("pretrain", "superres", "class_images", "dreambooth"):
+            read_manifest(results / "models" / model / f"{stage}.json", stage, getattr(chain, stage)(model)["digest"])
     for cell in chain.plan.cells:
         read_manifest(results / "cells" / cell.path / "sample.json", "generate", chain.cell(cell)["digest"])
 
@@ -94,6 +105,28 @@ def test_every_model_has_its_checkpoints_and_learned_something(study, results, c
         assert losses["loss"].iloc[-1] < losses["loss"].iloc[0]
 
 
+def test_finetuning_starts_at_the_pretrained_weights_and_leaves_them(study, results, chain):
+    def read(model, task):
+        weights = read_json(results / "models" / model / f"{task}.json")["weights"]
+        return {name: load_file(study / path) for name, path in weights.items()}
+
+    for model in chain.study.models:
+        base = read(model, "pretrain")["pretrain-40"]
+        restoring, personal = read(model, "superres"), read(model, "dreambooth")
+        assert list(restoring) == ["superres-0", "superres-3", "superres-6"]
+        assert list(personal) == ["dreambooth_hat_circle-0", "dreambooth_hat_circle-4"]
+        for start in (restoring["superres-0"], personal["dreambooth_hat_circle-0"]):
+            for name, tensor in start.items():
+                if name == "conv_in.kernel" and start is restoring["superres-0"]:
+                    assert tensor.shape[2] == 8 and (tensor[:, :, 4:] == 0).all()  # the condition's, blind to it yet
+                    tensor = tensor[:, :, :4]
+                np.testing.assert_array_equal(tensor, base[name])
+        # A few steps later it is another network, and sees the condition.
+        assert (restoring["superres-3"]["conv_in.kernel"][:, :, 4:] != 0).any()
+        for later, start in ((restoring["superres-6"], restoring["superres-3"]), [*personal.values()][::-1]):
+            assert any((later[name] != start[name]).any() for name in later)
+
+
 def test_latents_have_unit_variance(results):
     mean, std = (np.load(results / "latents" / f"{name}.npy") for name in ("mean", "std"))
     scale = read_json(results / "latents" / "latents.json")["scale"]
@@ -106,13 +139,39 @@ def test_every_cell_has_its_images(results, chain):
     for cell in chain.plan.cells:
         folder = results / "cells" / cell.path
         drawn = counts if chain.plan.is_scored(cell) else {"gallery": 2}
-        if cell.task == "interpolation":
-            drawn = {"interpolation": 3 * 4}  # alphas, noises
+        if cell.task != "t2i":
+            drawn = {
+                "interpolation": {"interpolation": 3 * 4},  # alphas, noises
+                "superres": {"superres": 64},  # the held-out images
+                "dreambooth": {"dreambooth": 25 * 2, "class": 4},  # prompts, images of each
+            }[cell.task]
         assert {path.stem for path in folder.glob("*.npy")} == set(drawn)
         for split, count in drawn.items():
             images = np.load(folder / f"{split}.npy")
             assert images.shape == (count, 16, 16, 3) and images.dtype == np.uint8
             assert len(np.unique(images.reshape(count, -1), axis=0)) == count
+
+
+def test_the_evaluation_patches_are_kept_as_arrays_and_pictures(results):
+    arrays = {name: np.load(results / "superres" / f"{name}.npy") for name in ("hr", "lr", "bicubic", "reconstruction")}
+    assert arrays["lr"].shape == (64, 4, 4, 3)
+    assert all(array.shape == (64, 16, 16, 3) for name, array in arrays.items() if name != "lr")
+    for name in ("hr", "lr"):
+        files = sorted((results / "superres" / name).iterdir())
+        assert [path.name for path in files] == [f"{i:05d}.png" for i in range(64)]
+        np.testing.assert_array_equal([np.asarray(Image.open(path)) for path in files], arrays[name])
+    assert np.load(results / "superres" / "train-condition.npy").shape == (64, 8, 8, 4)
+    assert np.isfinite(np.load(results / "superres" / "train-std.npy")).all()
+
+
+def test_every_model_made_class_images_of_its_own(study, results, chain):
+    drawn = []
+    for model in chain.study.models:
+        latents = read_json(results / "models" / model / "class_images.json")["latents"]
+        assert list(latents) == ["circle"]
+        drawn.append(np.load(study / latents["circle"]))
+        assert drawn[-1].shape == (8, 8, 8, 4) and np.isfinite(drawn[-1]).all()
+    assert (drawn[0] != drawn[1]).any()
 
 
 def test_cells_that_differ_in_one_thing_differ_in_their_images(results, chain):
@@ -149,6 +208,43 @@ def test_the_table_of_scores_has_a_row_for_every_scored_cell_and_split(results, 
     assert (final.loc[final["cfg"] == 1, "nfe_cost"] == final.loc[final["cfg"] == 1, "cost"]).all()
     assert set(table["evaluations"]) == {2, 4}
     assert dict(table.groupby("model")["norm_cost"].first())["f8"] == 1.0
+
+
+NUMBERS = ["params", "gflops", "norm_cost", "cost", "nfe_cost", "sampling_tflops", "train_gflops", "train_flops"]
+
+
+def test_super_resolution_has_a_row_for_every_cell_and_one_for_each_baseline(results, chain):
+    table = read_scores(results / "scores.parquet", chain.scores()["digest"])
+    table = table[table["task"] == "superres"]
+    assert sorted(table["cell"]) == sorted(cell.path for cell in chain.plan.cells if cell.task == "superres")
+    assert set(table["split"]) == {"superres"} and set(table["n"]) == {64} and set(table["cfg"]) == {1.0}
+    scores = ["fid", "psnr", "ssim", "perceptual", "is1", "is10", "is10_std"]
+    assert np.isfinite(table[[*scores, *NUMBERS]].to_numpy(float)).all()
+    for name in ("fid_reps", "psnr_reps", "ssim_reps", "perceptual_reps", "is_reps"):
+        assert all(len(reps) == 50 and np.isfinite(reps).all() for reps in table[name])
+    assert (table["nfe_cost"] == table["cost"]).all()  # unguided
+    assert (table.loc[table["train_step"] == 0, ["train_gflops", "train_flops"]] == 0).all(axis=None)
+    assert set(table["perceptual_features"]) == {"study CLIP image features, 1 - cosine"}
+    baselines = read_manifest(results / "superres" / "baselines.json", "baselines", chain["baselines"]["digest"])
+    rows = {row["baseline"]: row for row in baselines["rows"]}
+    assert list(rows) == ["bicubic", "reconstruction"]
+    assert all(np.isfinite(row[score]) for row in rows.values() for score in scores)
+    hr = np.load(results / "superres" / "hr.npy")
+    for name, row in rows.items():
+        assert row["psnr"] == pytest.approx(psnr_y(np.load(results / "superres" / f"{name}.npy"), hr).mean())
+
+
+def test_dreambooth_has_a_row_for_every_cell(results, chain):
+    table = read_scores(results / "scores.parquet", chain.scores()["digest"])
+    table = table[table["task"] == "dreambooth"]
+    assert sorted(table["cell"]) == sorted(cell.path for cell in chain.plan.cells if cell.task == "dreambooth")
+    assert set(table["split"]) == {"dreambooth"} and set(table["n"]) == {50} and set(table["subject"]) == {"hat_circle"}
+    assert np.isfinite(table[["real_dino", "real_clip_i", *NUMBERS]].to_numpy(float)).all()
+    for name, count in {"dino": 25, "clip_i": 25, "clip_t": 25, "div": 25, "pres": 4}.items():
+        assert all(len(values) == count and np.isfinite(values).all() for values in table[name])
+    assert (table["nfe_cost"] == 2 * table["cost"]).all()  # guided
+    final = table[table["train_step"] == 4]
+    assert np.allclose(final["train_flops"], 3 * final["gflops"] * 1e9 * 4 * (2 + 2))  # and as many of the class
 
 
 # ---------------------------------------------------------------- what people read
@@ -191,6 +287,10 @@ def test_the_summary_gives_a_verdict_on_every_finding_and_says_what_was_measured
         assert re.search(r"\*\*(Supported|Not supported|Cannot tell)\.\*\*", finding), finding
     assert "study CLIP image features" in text
     assert "95% interval" in text
+    for said in ("Super-resolution: finetuning lowers FID", "DreamBooth: finetuning raises DINO"):
+        assert f"- **{said}:** in " in text
+    bicubic, floor = (row["fid"] for row in read_json(results / "superres" / "baselines.json")["rows"])
+    assert f"bicubic {bicubic:.3g}, reconstruction {floor:.3g}" in text
 
 
 def test_the_report_holds_the_figures_and_needs_nothing_else(results):

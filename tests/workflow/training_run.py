@@ -22,7 +22,7 @@ from ldmscale.tasks.pretrain import PretrainTask
 from ldmscale.training import checkpoint
 from ldmscale.training.loop import TrainConfig, train
 
-STEPS, KEEP = 12, (6, 12)
+STEPS, KEEP = 12, (0, 6, 12)
 
 
 def die():

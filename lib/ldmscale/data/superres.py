@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -53,13 +53,18 @@ def evaluation_patches(
     return np.stack([patches.read(i) for i in range(len(patches))])
 
 
-def training_crops(folder: str | Path, size: int, items: range, seed: int, on_error: str = "refuse") -> np.ndarray:
-    """HR uint8 [len(items),size,size,3]: item i is a random crop of photo i mod n, of the n usable ones by name.
+def usable_photos(folder: str | Path, size: int, seed: int, on_error: str = "refuse") -> tuple[str, ...]:
+    """Names, sorted, of the photos in ``folder`` that crops can be cut from; every photo is decoded to see.
 
     Raises UserError as :func:`evaluation_patches` does.
     """
     check_size(size)
-    files = Patches(folder, size, 1, seed, on_error).files  # for its checks; the crops are `train_crop`'s own
+    return Patches(folder, size, 1, seed, on_error).files  # for its checks; the crops are `train_crop`'s own
+
+
+def training_crops(folder: str | Path, files: Sequence[str], size: int, items: range, seed: int) -> np.ndarray:
+    """HR uint8 [len(items),size,size,3]: item i is a random crop of photo i mod n, of the n ``files`` in ``folder``
+    (:func:`usable_photos`)."""
     crops = np.empty((len(items), size, size, 3), np.uint8)
     for number, name in enumerate(files):  # every photo is opened once
         mine = [place for place, item in enumerate(items) if item % len(files) == number]

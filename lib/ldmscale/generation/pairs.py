@@ -18,6 +18,7 @@ from ldmscale.data.superres import (
     low_resolution,
     training_crops,
     upsample,
+    usable_photos,
     write_pngs,
 )
 from ldmscale.generation.encode import Encoders
@@ -46,10 +47,12 @@ def training_pairs(settings: dict[str, Any], size: int, seed: int,
                    own: Callable[[str], np.ndarray]) -> Iterator[tuple[np.ndarray, np.ndarray]]:  # fmt: skip
     """``settings["items"]`` pairs to train on, in chunks: HR and LR as :func:`evaluation_pairs` gives them."""
     check_size(size)
+    folder = settings["train"]
+    files = usable_photos(folder, size, seed, settings["on_error"]) if folder else ()
     for start in range(0, settings["items"], CHUNK):
         items = range(start, min(start + CHUNK, settings["items"]))
-        if settings["train"]:
-            hr = training_crops(settings["train"], size, items, seed, settings["on_error"])
+        if folder:
+            hr = training_crops(folder, files, size, items, seed)
         else:
             images = own("train")
             hr = images[np.arange(items.start, items.stop) % len(images)]
