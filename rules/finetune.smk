@@ -4,6 +4,9 @@ IN   models/{model}/{pretrain,published}.json, encoders, images
 OUT  superres/{pairs,baselines}.json, dreambooth/subjects.json, models/{model}/{superres,class_images,dreambooth}.json
 """
 
+dataset = config["dreambooth"] and config["dreambooth"]["folder"]
+roots = (dataset, f"{dataset}/dataset") if dataset else ()
+subject_folders = [f"{root}/{name}" for root in roots for name in config["dreambooth"]["subjects"]]
 measured_scale = [] if config["autoencoder"]["scale"] else rules.latents.output[0]
 
 if config["superres"]:
@@ -81,13 +84,7 @@ if config["dreambooth"]:
     rule subjects:
         """Encode DreamBooth's subjects and their prompts, once for every model."""
         input:
-            photos=external(
-                *(
-                    (f"{config['dreambooth']['folder']}/{name}" for name in config["dreambooth"]["subjects"])
-                    if config["dreambooth"]["folder"]
-                    else ()
-                )
-            ),
+            photos=external(*subject_folders),
             tokenizer=rules.tokenizer.output[0],
             autoencoder=rules.autoencoder.output[0],
             text=text_output,

@@ -12,7 +12,7 @@ from typing import Any
 
 from ldmscale.cells.cell import Cell
 from ldmscale.cells.plan import Plan
-from ldmscale.config.study import FINETUNED, Study
+from ldmscale.config.study import DREAMBOOTH_PROMPTS, FINETUNED, Study
 from ldmscale.errors import UserError
 from ldmscale.provenance import digest, file_digest, listing_digest
 
@@ -121,12 +121,13 @@ class Chain:
     def _subjects(self) -> dict[str, Any]:
         keys = ("folder", "subjects", "fit", "identifier")
         section = {key: self.config["dreambooth"][key] for key in keys}
-        folder = section["folder"]
-        names = [f"{folder}/{name}" for name in ("", *section["subjects"])] if folder else []
+        # The dataset, or the repository that holds it.
+        roots = [section["folder"], f"{section['folder']}/dataset"] if section["folder"] else []
+        places = [f"{root}/{name}" for root in roots for name in (DREAMBOOTH_PROMPTS, *section["subjects"])]
         return self._make("subjects", ("tokenizer", "autoencoder", "text", "clip", *self._scale()), **section,
                           scale=self.config["autoencoder"]["scale"], image_size=self.config["data"]["image_size"],
                           ae=self.study.autoencoder_params(), text=self.study.text_params(),
-                          clip=self.study.clip_params(), files=[listing_digest(name) for name in names])  # fmt: skip
+                          clip=self.study.clip_params(), files=[file_digest(place) for place in places])  # fmt: skip
 
     def _downstream(self) -> dict[str, Any]:
         """What scores of super-resolution and DreamBooth depend on besides images."""
@@ -143,7 +144,8 @@ class Chain:
 
     def _trained(self, stage: str, settings: dict[str, Any], **params: Any) -> dict[str, Any]:
         """Params of a training run; its learning rate is constant after warm-up, so a longer run passes through the
-        shorter one's states, and how far to train is no part of the digest."""
+        shorter one's states (to rounding where one of them is short, see ``SHORT`` in training/loop.py), and how far
+        to train is no part of the digest."""
         settings = dict(settings)
         extent = {key: settings.pop(key) for key in ("steps", "checkpoints")}
         params = {**params, "train": settings, "diffusion": self.config["diffusion"], "seed": self.study.seed}

@@ -10,6 +10,7 @@ from typing import Any
 from ldmscale.config.published import clip_shape, text_shape
 
 FINETUNED = ("superres", "dreambooth")  # tasks with weights of their own, made from each model's last
+DREAMBOOTH_PROMPTS = "prompts_and_classes.txt"  # a file of google/dreambooth's dataset
 PUBLISHED = "published"  # what the weights of a model that is not trained here are called
 
 

@@ -15,10 +15,10 @@ from pathlib import Path
 
 import numpy as np
 
+from ldmscale.config.study import DREAMBOOTH_PROMPTS as PROMPT_FILE
 from ldmscale.data.images import FITS, UnreadableImage, fit_image, open_image
 from ldmscale.errors import UserError
 
-PROMPT_FILE = "prompts_and_classes.txt"
 IDENTIFIER = "sks"  # the rare word of public DreamBooth trainers
 # The file does not say which subjects are live; these are the dataset's classes that are.
 LIVE_CLASSES = ("cat", "dog")
