@@ -355,18 +355,31 @@ def test_a_file_that_the_config_names_counts_by_its_bytes(tmp_path):
 
 
 def test_a_folder_of_photos_counts_by_the_names_and_sizes_of_its_files(tmp_path):
-    photos, subjects = tmp_path / "photos", tmp_path / "subjects"
-    (subjects / "hat_circle").mkdir(parents=True)
-    photos.mkdir()
-    overlay = {"superres": {"evaluation": str(photos)}, "dreambooth": {"folder": str(subjects)}}
-    for folder, stages in ((photos, PAIRS), (subjects, SUBJECTS), (subjects / "hat_circle", SUBJECTS)):
-        empty = digests(chain(overlay))
-        (folder / "a.png").write_bytes(b"one")
+    overlay = {"superres": {"evaluation": str(tmp_path)}}
+    empty = digests(chain(overlay))
+    (tmp_path / "a.png").write_bytes(b"one")
+    one = digests(chain(overlay))
+    (tmp_path / "a.png").write_bytes(b"three")
+    assert changed(empty, one) == changed(one, digests(chain(overlay))) == PAIRS
+    (tmp_path / "a.png").rename(tmp_path / "b.png")
+    assert changed(one, digests(chain(overlay))) == PAIRS
+
+
+@pytest.mark.parametrize("dataset", [".", "dataset"])
+def test_subjects_count_by_the_bytes_of_their_photos_and_of_the_prompt_file(tmp_path, dataset):
+    """Of the dataset itself, or of the repository that holds it."""
+    overlay = {"dreambooth": {"folder": str(tmp_path)}}
+    (tmp_path / dataset / "hat_circle").mkdir(parents=True)
+    for file in ("hat_circle/a.png", "prompts_and_classes.txt"):
+        before = digests(chain(overlay))
+        (tmp_path / dataset / file).write_bytes(b"one")
         one = digests(chain(overlay))
-        (folder / "a.png").write_bytes(b"three")
-        assert changed(empty, one) == changed(one, digests(chain(overlay))) == stages
-        (folder / "a.png").rename(folder / "b.png")
-        assert changed(one, digests(chain(overlay))) == stages
+        (tmp_path / dataset / file).write_bytes(b"two")
+        assert changed(before, one) == changed(one, digests(chain(overlay))) == SUBJECTS
+    before = digests(chain(overlay))
+    (tmp_path / dataset / "another").mkdir()
+    (tmp_path / dataset / "another" / "b.png").write_bytes(b"other")
+    assert digests(chain(overlay)) == before
 
 
 def test_photos_of_their_own_free_super_resolution_of_the_studys_images():
