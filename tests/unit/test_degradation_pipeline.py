@@ -227,7 +227,7 @@ def test_the_image_has_no_part_in_the_choices(monkeypatch):
 # Pinned with the versions in requirements.lock. A change of these means other data, and so other results, under the
 # same config: it should be meant.
 GOLDEN = {
-    "real_esrgan": "b60b716a736f79b2",
+    "real-esrgan": "b60b716a736f79b2",
     "stablesr": "4793efa4ebe1df3d",
 }
 
