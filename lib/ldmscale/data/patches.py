@@ -74,7 +74,7 @@ class Patches:
         patch = self.patches[index]
         if self._open is None or self._open[0] != patch.file:
             try:
-                self._open = patch.file, _pixels(self.folder / patch.file)
+                self._open = patch.file, pixels(self.folder / patch.file)
             except UnreadableImage as error:
                 raise UserError(
                     f"{self.folder / patch.file} could be read a moment ago and cannot any more: {error}"
@@ -94,7 +94,7 @@ class Patches:
 
     def _crops(self, name: str, per_image: int, seed: int) -> list[Patch]:
         try:
-            height, width = _pixels(self.folder / name).shape[:2]
+            height, width = pixels(self.folder / name).shape[:2]
         except UnreadableImage as error:
             self.problems.setdefault("unreadable", []).append(f"{name}: {error}")
             return []
@@ -127,7 +127,7 @@ def train_crop(image: bytes | np.ndarray, size: int, seed: int, index: int) -> n
     """
     if isinstance(image, bytes):
         try:
-            image = _pixels(io.BytesIO(image))
+            image = pixels(io.BytesIO(image))
         except UnreadableImage as error:
             raise UserError(f"training image {index} cannot be read: {error}") from error
     height, width = image.shape[:2]
@@ -139,8 +139,8 @@ def train_crop(image: bytes | np.ndarray, size: int, seed: int, index: int) -> n
     return np.ascontiguousarray(crop[:, ::-1] if rng.random() < FLIP_PROBABILITY else crop)
 
 
-def _pixels(source: Path | io.BytesIO) -> np.ndarray:
-    """uint8 [H,W,3], upright; raises UnreadableImage."""
+def pixels(source: Path | io.BytesIO) -> np.ndarray:
+    """An image of any kind as uint8 [H,W,3], upright; raises UnreadableImage."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # PIL's, on odd metadata
         return np.asarray(open_image(source), np.uint8)

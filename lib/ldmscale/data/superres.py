@@ -8,7 +8,6 @@ alone, so a set may be made in parts, in any order.
 from __future__ import annotations
 
 import re
-import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -18,8 +17,8 @@ from PIL import Image
 from ldmscale.data.degradation.operators import GRAY, resize, to_uint8
 from ldmscale.data.degradation.pipeline import degrade
 from ldmscale.data.degradation.settings import SCALE, Settings
-from ldmscale.data.images import UnreadableImage, open_image
-from ldmscale.data.patches import Patches, image_names, train_crop
+from ldmscale.data.images import UnreadableImage
+from ldmscale.data.patches import Patches, image_names, pixels, train_crop
 from ldmscale.errors import UserError
 from ldmscale.provenance import atomic_path
 
@@ -170,8 +169,6 @@ def _names(folder: Path) -> list[str]:
 def _read(path: Path) -> np.ndarray:
     """uint8 [H,W,3], upright."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # PIL's, on odd metadata
-            return np.asarray(open_image(path), np.uint8)
+        return pixels(path)
     except UnreadableImage as error:
         raise UserError(f"{path} cannot be read as an image: {error}") from error

@@ -26,6 +26,9 @@ def open_scorer(params: dict[str, Any], weights: Any, folders: Mapping[str, Path
     ``weights`` are CLIP's; ``folders`` are those of the stages that the task is scored against, by name. Raises
     UserError for files of networks that do not fit.
     """
+    if params["task"] == "superres":
+        restored = superres_scorer(params, weights, folders)
+        return lambda cell, folder: [restored.row(load_array(folder / "superres.npy"))]
     clip, names = CLIPConfig(**params["clip"]), params["features"]
     features, label = study_features(clip, weights, names["clip"], names["inception"])
     if params["task"] == "dreambooth":
@@ -35,9 +38,6 @@ def open_scorer(params: dict[str, Any], weights: Any, folders: Mapping[str, Path
             folders["subjects"], SubjectNetworks(features, label, names["clip"], dino, lpips.get("alex"))
         )
     prompts = Prompts.load(folders["prompts"])
-    if params["task"] == "superres":
-        scorer = superres_scorer(params, weights, folders)
-        return lambda cell, folder: [scorer.row(load_array(folder / "superres.npy"))]
     reference = {split: load_array(folders["reference"] / f"{split}.npy") for split in SPLITS}
     scorer = Scorer(features, label, names["clip"], reference, prompts.embeddings, prompts.ends, params["alphas"],
                     params["replicates"], params["seed"])  # fmt: skip
