@@ -11,7 +11,7 @@ import pytest
 from ldmscale.errors import UserError
 from ldmscale.metrics import superres
 from ldmscale.metrics.bootstrap import mean_replicates, resample_counts
-from ldmscale.metrics.frechet import fast_frechet, gaussian
+from ldmscale.metrics.frechet import frechet_distance, gaussian
 from ldmscale.metrics.image_quality import inception_score, psnr_y, ssim_y
 from ldmscale.metrics.perceptual import lpips_distance
 from ldmscale.metrics.superres import PSNR_CEILING, SuperresScorer, image_classes, inception_replicates
@@ -70,7 +70,7 @@ def test_the_row_by_its_parts():
     assert set(row) == COLUMNS
     (made, embedded), (real, _) = features(images), features(hr)
     assert (row["split"], row["n"], row["n_reference"]) == ("superres", 40, 40)
-    assert row["fid"] == pytest.approx(fast_frechet(*gaussian(made), *gaussian(real)), rel=1e-6)
+    assert row["fid"] == pytest.approx(frechet_distance(*gaussian(made), *gaussian(real)), rel=1e-6)
     psnr, ssim = psnr_y(images, hr), ssim_y(images, hr)
     cosines = [a @ b / np.linalg.norm(a) / np.linalg.norm(b) for a, b in zip(made, real, strict=True)]
     for name, values in (("psnr", psnr), ("ssim", ssim), ("perceptual", 1 - np.array(cosines))):

@@ -49,19 +49,21 @@ def run(args: argparse.Namespace) -> None:
         )
     if args.replicates == 1:
         raise UserError("--replicates is 1: an interval needs at least 2 resamples (0: no interval)")
-    from ldmscale.metrics.folders import fid, file_features, image_files, kid
+    from ldmscale.metrics.folders import file_features, image_files, kid
+    from ldmscale.metrics.frechet import Reference
 
     files = {folder: image_files(folder) for folder in (args.a, args.b)}  # both, before the long work begins
     a, b = (file_features(files[f], args.inception, args.batch, _progress(f, len(files[f]))) for f in (args.a, args.b))
     result: dict[str, Any] = {"a": args.a, "b": args.b, "n_a": len(a), "n_b": len(b)}
-    result |= {"fid": fid(a, b), "fid_interval": None, "kid": kid(a, b)}
+    real = Reference(b)
+    result |= {"fid": real.distance(a), "fid_interval": None, "kid": kid(a, b)}
     if args.replicates:
         from ldmscale.metrics.bootstrap import fid_replicates, interval
 
         print(
             f"interval from {args.replicates} resamples (--replicates 0 leaves it out) ...", file=sys.stderr, flush=True
         )
-        result["fid_interval"] = interval(result["fid"], fid_replicates(a, b, args.replicates, seed=0))
+        result["fid_interval"] = interval(result["fid"], fid_replicates(a, real, args.replicates, seed=0))
     print(json.dumps(result, indent=1) if args.json else _text(result))
 
 

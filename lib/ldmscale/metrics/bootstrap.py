@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from ldmscale.errors import UserError
-from ldmscale.metrics.frechet import gaussian, matrix_root, root_trace
+from ldmscale.metrics.frechet import Reference, root_trace
 
 
 def resample_counts(n: int, replicates: int, seed: int) -> np.ndarray:
@@ -29,36 +29,30 @@ def mean_replicates(values: np.ndarray, replicates: int, seed: int) -> np.ndarra
     return resample_counts(len(values), replicates, seed) @ values / len(values)
 
 
-def fid_replicates(features: np.ndarray, reference: np.ndarray, replicates: int, seed: int) -> np.ndarray:
-    """Bootstrap replicates, float64 [replicates], of the Fréchet distance of features [N,D] to reference [M,D].
+def fid_replicates(features: np.ndarray, reference: Reference, replicates: int, seed: int) -> np.ndarray:
+    """Bootstrap replicates, float64 [replicates], of the Fréchet distance of features [N,D] to ``reference``.
 
     Row j of features is prompt j's image. The reference is held fixed, also where it shows the same prompts: FID is
     defined against a reference set, all cells of a study share it, so its luck is common to them and would mostly
-    cancel in differences; and M need not equal N. The intervals are therefore about other prompts against *this*
+    cancel in differences; and its size need not be N. The intervals are therefore about other prompts against *this*
     reference.
 
-    The covariance of a resample is one weighted by its counts w. With R = sigma_ref^(1/2) computed once, a replicate
-    is the eigenvalues of R S_w R; with fewer drawn rows than dimensions, those of the equally valued Gram matrix.
+    The covariance of a resample is one weighted by its counts w. With the reference's H (H H^T its covariance) a
+    replicate is the eigenvalues of H^T S_w H; with fewer drawn rows than these have, those of the equally valued Gram
+    matrix.
 
-    Raises :class:`UserError` for features that have no Gaussian (see :func:`gaussian`) or differ in D.
+    Raises :class:`UserError` for features that have no Gaussian or another D (see :meth:`Reference.centred`).
     """
-    gaussian(features)  # for its checks
-    mu, sigma = gaussian(reference)
-    if np.shape(features)[1] != len(mu):
-        raise UserError(
-            f"features have {np.shape(features)[1]} dimensions and the reference {len(mu)}; "
-            "both must come from one feature extractor."
-        )
-    counts = resample_counts(len(features), replicates, seed)
-    y = np.asarray(features, np.float64) - mu
-    n, d = y.shape
+    y = reference.centred(features)
+    n = len(y)
+    counts = resample_counts(n, replicates, seed)
     means = counts @ y / n
     distance = np.einsum("rd,rd->r", means, means)
     variance = (counts @ np.einsum("nd,nd->n", y, y) - n * distance) / (n - 1)
-    z = y @ matrix_root(sigma)
-    gram = z @ z.T if _gram_is_smaller(n, d) else None
+    z = y @ reference.half
+    gram = z @ z.T if _gram_is_smaller(n, z.shape[1]) else None
     overlap = np.array([root_trace(_product(z, gram, w)) for w in counts])
-    return distance + variance + np.trace(sigma) - 2 * overlap
+    return distance + variance + np.trace(reference.sigma) - 2 * overlap
 
 
 def interval(point: float, replicates: np.ndarray, level: float = 0.95) -> tuple[float, float]:
@@ -102,7 +96,7 @@ def _gram_is_smaller(n: int, d: int) -> bool:
 
 
 def _product(z: np.ndarray, gram: np.ndarray | None, w: np.ndarray) -> np.ndarray:
-    """R S_w R for rows z = y R [N,D] with counts w [N], or (gram = z z^T given) a matrix of the same eigenvalues."""
+    """H^T S_w H for rows z = y H [N,K] with counts w [N], or (gram = z z^T given) a matrix of the same eigenvalues."""
     n = len(z)
     drawn = np.flatnonzero(w)
     w = w[drawn].astype(np.float64)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import glob
 import os
-import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -71,18 +70,6 @@ def file_features(
             features.append(get_batch_features(torch.stack(images), network, device))
             say(start + len(images))
     return np.concatenate(features)
-
-
-def fid(features: np.ndarray, reference: np.ndarray) -> float:
-    """Squared Fréchet distance by ``cleanfid.fid.fid_from_feats``: features [N,D] and [M,D] in, clean-fid's FID out."""
-    from cleanfid.fid import fid_from_feats
-    from scipy.linalg import LinAlgWarning
-
-    with warnings.catch_warnings():
-        # Covariances of fewer images than dimensions are singular, and clean-fid's call of sqrtm is deprecated.
-        warnings.simplefilter("ignore", LinAlgWarning)
-        warnings.filterwarnings("ignore", "The `disp` argument is deprecated", DeprecationWarning)
-        return float(fid_from_feats(features, reference))
 
 
 def kid(features: np.ndarray, reference: np.ndarray, seed: int = 0) -> float:

@@ -16,7 +16,7 @@ from ldmscale.metrics import interpolation
 from ldmscale.metrics.bootstrap import fid_replicates, mean_replicates
 from ldmscale.metrics.clip_score import clip_scores
 from ldmscale.metrics.features import Features
-from ldmscale.metrics.frechet import frechet_distance, gaussian
+from ldmscale.metrics.frechet import Reference
 from ldmscale.provenance import is_current, read_json, read_manifest, write_manifest
 
 SPLITS = ("tuning", "heldout")
@@ -45,7 +45,7 @@ class Scorer:
     seed: int
 
     def __post_init__(self):
-        object.__setattr__(self, "_real", {split: gaussian(x) for split, x in self.reference.items()})
+        object.__setattr__(self, "_real", {split: Reference(x) for split, x in self.reference.items()})
 
     def rows(self, task: str, folder: Path) -> list[dict[str, Any]]:
         """Rows of the cell of ``task`` whose images lie in ``folder``."""
@@ -58,16 +58,16 @@ class Scorer:
     def row(self, split: str, images: np.ndarray) -> dict[str, Any]:
         """Scores of ``images`` uint8 [N,S,S,3], image i drawn for prompt i of ``split``."""
         features, embedding = self.features(images)
-        clip = clip_scores(embedding, self.text[split])
+        clip, real = clip_scores(embedding, self.text[split]), self._real[split]
         return {
             "split": split,
             "n": len(images),
-            "n_reference": len(self.reference[split]),
-            "fid": frechet_distance(*gaussian(features), *self._real[split]),
+            "n_reference": real.count,
+            "fid": real.distance(features),
             "fid_features": self.label,
             "clip": float(clip.mean()),
             "clip_features": self.clip_label,
-            "fid_reps": fid_replicates(features, self.reference[split], self.replicates, self.seed).tolist(),
+            "fid_reps": fid_replicates(features, real, self.replicates, self.seed).tolist(),
             "clip_reps": mean_replicates(clip, self.replicates, self.seed).tolist(),
         }
 

@@ -16,7 +16,7 @@ from ldmscale.errors import UserError
 from ldmscale.metrics.bootstrap import fid_replicates, mean_replicates, resample_counts
 from ldmscale.metrics.dreambooth import Distance, cosine_distance
 from ldmscale.metrics.features import Features
-from ldmscale.metrics.frechet import frechet_distance, gaussian
+from ldmscale.metrics.frechet import Reference
 from ldmscale.metrics.image_quality import SSIM_WINDOW, inception_score, psnr_y, ssim_y
 from ldmscale.metrics.perceptual import LPIPS_LABELS
 from ldmscale.models.inception import class_probabilities
@@ -79,7 +79,7 @@ class SuperresScorer:
     def __post_init__(self):
         if len(self.hr) != len(self.reference):
             raise UserError(f"{len(self.reference)} images have features, of {len(self.hr)} originals; all must have.")
-        object.__setattr__(self, "_real", gaussian(self.reference))
+        object.__setattr__(self, "_real", Reference(self.reference))
 
     def row(self, images: np.ndarray) -> dict[str, Any]:
         """Scores of ``images`` uint8 [N,S,S,3], image i the restored original i, with their bootstrap replicates.
@@ -99,9 +99,9 @@ class SuperresScorer:
             "split": SPLIT,
             "n": len(images),
             "n_reference": len(self.reference),
-            "fid": frechet_distance(*gaussian(features), *self._real),
+            "fid": self._real.distance(features),
             "fid_features": self.label,
-            "fid_reps": fid_replicates(features, self.reference, self.replicates, self.seed).tolist(),
+            "fid_reps": fid_replicates(features, self._real, self.replicates, self.seed).tolist(),
             **self._mean("psnr", psnr),
             **self._mean("ssim", ssim),
             **self._mean("perceptual", perceptual),

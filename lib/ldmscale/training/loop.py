@@ -31,7 +31,11 @@ SHORT = 150  # steps of a run that takes less time than optimising its program
 
 
 class Task(Protocol):
-    """What is special about a trained thing."""
+    """What is special about a trained thing.
+
+    A distilled one also has ``frozen``, a pytree of its teacher's parameters; its loss is then called as
+    ``loss(params, batch, key, ema, frozen)``, with the running average of its own parameters as ``ema``.
+    """
 
     def init(self, key: jax.Array) -> Any:
         """Initial parameters: drawn from ``key``, or made of the task's own pretrained ``params``."""
@@ -97,17 +101,19 @@ def initial_state(task: Task, config: TrainConfig) -> TrainState:
 
 def build_step(
     task: Task, config: TrainConfig, shardings: TrainState | None = None, short: bool = False
-) -> Callable[[TrainState, Batch], tuple[TrainState, jax.Array]]:
-    """The compiled ``(state, batch) -> (state, loss)``; its key is fold_in(seed, step), so steps are replayable.
+) -> Callable[..., tuple[TrainState, jax.Array]]:
+    """The compiled ``(state, batch[, frozen]) -> (state, loss)``; its key is fold_in(seed, step), so steps are
+    replayable. ``frozen`` is the task's: closed over, a teacher's parameters would become constants of the program.
 
     On a mesh ``shardings`` says where each array of the state lies (:mod:`ldmscale.training.sharding`), before the step
     and after it. A ``short`` run's program is not optimised: it would compile for longer than it runs.
     """
     optimizer = config.optimizer()
 
-    def step(state: TrainState, batch: Batch) -> tuple[TrainState, jax.Array]:
+    def step(state: TrainState, batch: Batch, frozen: Any = None) -> tuple[TrainState, jax.Array]:
         key = jax.random.fold_in(jax.random.key(config.seed), state.step)
-        loss, grads = jax.value_and_grad(task.loss)(state.params, batch, key)
+        given = () if frozen is None else (state.ema, frozen)
+        loss, grads = jax.value_and_grad(task.loss)(state.params, batch, key, *given)
         updates, opt = optimizer.update(grads, state.optimizer, state.params)
         params = optax.apply_updates(state.params, updates)
         d = ema_decay(config.ema, state.step)
@@ -163,10 +169,11 @@ def train(
     if start:
         say(f"resumed at step {start} of {keep[-1]}")
     step_fn = build_step(task, config, short=keep[-1] <= SHORT)
+    frozen = jax.tree.map(jnp.asarray, getattr(task, "frozen", None))
     save_every = max(1, min(1000, keep[-1] // 10))
     began, losses = time.monotonic(), []
     for step in range(start, keep[-1]):
-        state, loss = step_fn(state, task.batch(step))
+        state, loss = step_fn(state, task.batch(step), frozen)
         losses.append(loss)
         done = step + 1
         if done % log_every == 0 or done in kept or done % save_every == 0:
