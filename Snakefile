@@ -9,7 +9,7 @@ min_version("9.9")
 
 sys.path.insert(0, str(Path(workflow.basedir) / "lib"))
 
-from ldmscale.cells.chain import BESIDE, SCORED_AGAINST, SOURCES, Chain
+from ldmscale.cells.chain import BESIDE, SCORED_AGAINST, SHOWN, SOURCES, Chain
 from ldmscale.cells.plan import Plan
 from ldmscale.config.check import check
 from ldmscale.config.study import FINETUNED, Study
@@ -49,6 +49,7 @@ include: "rules/data.smk"
 include: "rules/encoders.smk"
 include: "rules/pretrain.smk"
 include: "rules/finetune.smk"
+include: "rules/distill.smk"
 include: "rules/cells.smk"
 include: "rules/figures.smk"
 include: "rules/report.smk"

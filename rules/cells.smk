@@ -3,7 +3,7 @@
 A job is a prefix of its cells' paths, and so is a target: `snakemake results/<study>/cells/<cell>/scores.json` makes
 one cell, with as much of the path as you like.
 
-IN   models/{model}/{pretrain,published,superres,dreambooth}.json, encoders, prompts, reference, superres, dreambooth
+IN   models/{model}/{pretrain,published,superres,dreambooth,codi,guided}.json, encoders, prompts, reference, superres, dreambooth
 OUT  cells/{cells}/generated.json, cells/{cells}/scores.json, scores.parquet
 """
 
@@ -59,10 +59,26 @@ rule score:
         "../workflow_scripts/score.py"
 
 
+rule costs:
+    """Parameters and FLOPs of every network, counted from its program; needs nothing, so it is done early."""
+    output:
+        f"{results}/costs.json",
+    log:
+        f"{results}/logs/costs.log",
+    priority: 85
+    params:
+        stages["costs"],
+    message:
+        "count what every network costs"
+    script:
+        "../workflow_scripts/costs.py"
+
+
 rule gather:
     """The tidy table: one row a cell and split."""
     input:
         scores=[f"{results}/cells/{job}/scores.json" for job in plan.scoring_jobs()],
+        costs=rules.costs.output[0],
     output:
         f"{results}/scores.parquet",
     log:

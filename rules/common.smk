@@ -80,7 +80,8 @@ def shown_cells(wildcards):
     settings = config["figures"][wildcards.figure]
     if not {"prompt", "prompts", "rows", "pair", "patches"} & set(settings):
         return []
-    jobs = {plan.generation_job(cell) for cell in plan.experiments[settings["experiment"]]}
+    experiments = [settings[key] for key in SHOWN if key in settings]
+    jobs = {plan.generation_job(cell) for name in experiments for cell in plan.experiments[name]}
     return [f"{results}/cells/{job}/generated.json" for job in sorted(jobs)]
 
 

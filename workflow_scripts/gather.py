@@ -10,4 +10,5 @@ with job(snakemake.log[0], snakemake.threads):
     rows = []
     for path, digest in zip(snakemake.input.scores, params["jobs"].values(), strict=True):
         rows += read_manifest(path, "score", digest)["rows"]
-    write_scores(snakemake.output[0], scores_table(rows, params["family"]), params["digest"])
+    costs = read_manifest(snakemake.input.costs, "costs", params["inputs"]["costs"])["costs"]
+    write_scores(snakemake.output[0], scores_table(rows, params["family"], costs), params["digest"])

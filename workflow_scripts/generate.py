@@ -13,22 +13,26 @@ from ldmscale.models.autoencoder import AutoencoderConfig
 from ldmscale.models.unet import UNetConfig
 from ldmscale.provenance import read_manifest, write_manifest
 from ldmscale.training.encoders import load_encoder
-from ldmscale.training.weights import load_weights
+from ldmscale.training.weights import load_adapted, load_weights
 
 with job(snakemake.log[0], snakemake.threads) as say:
     params, inputs = snakemake.params[0], snakemake.params[0]["inputs"]
     ae, net = AutoencoderConfig(**params["ae"]), UNetConfig(**params["net"])
-    made = read_manifest(snakemake.input.model, Path(snakemake.input.model).stem, inputs["model"])["weights"]
+    made = read_manifest(snakemake.input.model, Path(snakemake.input.model).stem, inputs["model"])
     scale = params["scale"] or read_manifest(snakemake.input.latents, "latents", inputs["latents"])["scale"]
     source = Path(snakemake.input.draws)
     read_manifest(source, source.stem, inputs[source.stem])
-    generator = Generator(net, Schedule(**params["diffusion"]), params["latent_size"], params["batch"], params["seed"])
+    adapted = params["task"] == "codi"
+    generator = Generator(
+        net, Schedule(**params["diffusion"]), params["latent_size"], params["batch"], params["seed"], adapted
+    )
     encoders = Encoders(ae, batch=params["batch"])
     ae_weights = load_encoder(snakemake.input.autoencoder, inputs["autoencoder"], ae)
 
     @lru_cache(maxsize=1)
     def weights(name):
-        return load_weights(made[name], net)
+        path = made["weights"][name]
+        return load_adapted(path, net, made["unet"]) if adapted else load_weights(path, net)
 
     root = Path(re.sub(r"task=.*", "", snakemake.output[0]))
     generate(

@@ -270,7 +270,7 @@ def test_text_encoders_and_schedulers_have_their_libraries_defaults():
     "net",
     [
         UNetConfig(8, (1, 3), 1, (False, True), heads=(2, 6), norm_groups=4, context_width=10),
-        UNetConfig(32, context_width=768, blocks_per_level=3, out_channels=8),
+        UNetConfig(32, context_width=768, blocks_per_level=3, out_channels=8, guidance_width=256),
     ],
 )
 def test_a_unet_config_that_diffusers_wrote_is_read_back(net, tmp_path):

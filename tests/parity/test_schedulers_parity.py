@@ -117,7 +117,7 @@ def test_sampling_program_matches_diffusers(monkeypatch):
         t = t[:, None, None, None]
         return jnp.tanh(0.8 * z + 0.3 * jnp.cos(t / 90.0)) + 0.2 * jnp.sin(3 * z)
 
-    sample = build_sampler(apply_fn, guided=False)
+    sample = build_sampler(apply_fn, guidance="none")
     keys = jax.random.split(jax.random.key(3), SHAPE[0])
     z = jax.random.normal(jax.random.key(4), SHAPE)
     context, null = jnp.zeros((SHAPE[0], 1, 1)), jnp.zeros((1, 1))

@@ -188,7 +188,7 @@ def test_cells_that_experiments_share_are_planned_once():
 def test_an_experiment_set_to_null_is_gone():
     planned = plan({"experiments": {"samplers": None}})
     assert "samplers" not in planned.experiments
-    assert {cell.sampler for cell in planned.cells} == {"ddim"}
+    assert {cell.sampler for cell in planned.cells} == {"ddim", "codi"}
 
 
 @pytest.mark.parametrize("level", LEVELS[1:])
@@ -230,8 +230,11 @@ def test_a_cell_outside_the_plan_stands_for_itself():
     [
         ({"model": "f99"}, "model 'f99' is not in this study (f4, f8)"),
         ({"weights": "pretrain-30"}, "weights 'pretrain-30' is not in this study (pretrain-20, pretrain-40)"),
-        ({"sampler": "euler"}, "sampler 'euler' is not in this study (ddim, ddpm, dpmpp2m)"),
-        ({"task": "upscaling"}, "task 'upscaling' is not in this study (t2i, interpolation, superres, dreambooth)"),
+        ({"sampler": "euler"}, "sampler 'euler' is not in this study (ddim, ddpm, dpmpp2m, codi)"),
+        (
+            {"task": "upscaling"},
+            "task 'upscaling' is not in this study (t2i, interpolation, superres, dreambooth, codi, guided)",
+        ),
         ({"task": "superres"}, "weights 'pretrain-40' is not in this study (superres-0, superres-3, superres-6)"),
         ({"weights": "superres-6"}, "weights 'superres-6' is not in this study (pretrain-20, pretrain-40)"),
         ({"task": "superres", "weights": "superres-6"}, "cfg is 4, but super-resolution is unguided: it must be 1"),

@@ -11,8 +11,9 @@ from ldmscale.cells.plan import Plan
 from ldmscale.config.study import Study
 from ldmscale.errors import UserError
 
-ONCE = ("data", "tokenizer", "autoencoder", "clip", "latents", "prompts", "reference", "pairs", "baselines", "subjects")
-TASKS = ("t2i", "superres", "dreambooth")
+ONCE = ("data", "tokenizer", "autoencoder", "clip", "latents", "prompts", "reference", "pairs", "baselines", "subjects",
+        "costs")  # fmt: skip
+TASKS = ("t2i", "superres", "dreambooth", "codi", "guided")
 
 
 def chain(*overlays):
@@ -23,7 +24,7 @@ def digests(of):
     """Every stage's digest, by name; a model's stages under ``stage:model``."""
     found = {stage: of[stage]["digest"] for stage in ONCE}
     for model in of.study.models:
-        for stage in ("pretrain", "superres", "class_images", "dreambooth"):
+        for stage in ("pretrain", "superres", "class_images", "dreambooth", "codi", "guided"):
             found[f"{stage}:{model}"] = getattr(of, stage)(model)["digest"]
         for task in TASKS:
             prefix = f"task={task}/model={model}"
@@ -60,9 +61,11 @@ PERSONAL = both("dreambooth") | sampled("dreambooth")
 PRESERVED = both("class_images") | PERSONAL
 PAIRS = {"pairs", "baselines"} | RESTORED
 SUBJECTS = {"subjects"} | PRESERVED
-TRAINED = both("pretrain") | T2I | RESTORED | PRESERVED
+CONSISTENT = both("codi") | sampled("codi")
+HALVED = both("guided") | sampled("guided")
+TRAINED = both("pretrain") | T2I | RESTORED | PRESERVED | CONSISTENT | HALVED
 # The prompts' CLIP embeddings are what super-resolution's inception score has for classes.
-PROMPTS = {"prompts", "baselines"} | T2I | scored("superres")
+PROMPTS = {"prompts", "baselines"} | sampled("t2i", "codi", "guided") | scored("superres")
 ENCODED = {"latents"} | TRAINED | PAIRS | SUBJECTS
 CLIP = {"clip", "prompts", "reference"} | ENCODED
 EVERYTHING = {"data", "tokenizer", "autoencoder"} | CLIP
@@ -76,15 +79,15 @@ DOWNSTREAM = [
     ({"data": {"counts": {"heldout": 65}}}, EVERYTHING),
     ({"data": {"train": COCO}}, EVERYTHING),
     ({"data": {"evaluation": COCO}}, EVERYTHING),
-    ({"tokenizer": {"vocab_size": 301}}, {"tokenizer"} | CLIP),
+    ({"tokenizer": {"vocab_size": 301}}, {"tokenizer", "costs"} | CLIP),
     ({"autoencoder": {"kl_weight": 2.0e-6}}, {"autoencoder"} | ENCODED),
-    ({"autoencoder": {"channels": 16}}, {"autoencoder"} | ENCODED),
+    ({"autoencoder": {"channels": 16}}, {"autoencoder", "costs"} | ENCODED),
     ({"autoencoder": {"train": {"steps": 31}}}, {"autoencoder"} | ENCODED),
     ({"autoencoder": {"weights": "weights.safetensors"}}, {"autoencoder"} | ENCODED),
     ({"clip": {"image_depth": 2}}, CLIP),
     ({"clip": {"train": {"learning_rate": 1.0e-3}}}, CLIP),
-    ({"unet": {"blocks_per_level": 2}}, TRAINED),
-    ({"unet": {"attention_levels": [True, True]}}, TRAINED),
+    ({"unet": {"blocks_per_level": 2}}, {"costs"} | TRAINED),
+    ({"unet": {"attention_levels": [True, True]}}, {"costs"} | TRAINED),
     ({"diffusion": {"beta_end": 0.02}}, TRAINED),
     ({"superres": {"degradation": "real-esrgan"}}, PAIRS),
     ({"superres": {"items": 65}}, PAIRS),
@@ -102,6 +105,12 @@ DOWNSTREAM = [
     ({"dreambooth": {"finetune": {"ema": 0.9}}}, PERSONAL),
     ({"dreambooth": {"images_per_prompt": 3}}, sampled("dreambooth")),
     ({"dreambooth": {"class_images": 5}}, sampled("dreambooth")),
+    ({"codi": {"trainable": "full"}}, CONSISTENT),
+    ({"codi": {"cfg": [1.0, 9.0]}}, CONSISTENT),
+    ({"codi": {"finetune": {"ema": 0.9}}}, CONSISTENT),
+    ({"guided": {"cfg": [1.0, 9.0]}}, HALVED),
+    ({"guided": {"finetune": {"steps": 5}}}, HALVED),  # the students begin where it ends
+    ({"guided": {"halving": {"learning_rate": 2.0e-3}}}, HALVED),
     ({"pretrain": {"learning_rate": 2.0e-3}}, TRAINED),
     ({"pretrain": {"text_dropout": 0.2}}, TRAINED),
     ({"pretrain": {"ema": 0.98}}, TRAINED),
@@ -117,7 +126,7 @@ DOWNSTREAM = [
     ({"metrics": {"lpips": {"alex": LPIPS}}}, {"baselines"} | scored("superres", "dreambooth")),
     ({"metrics": {"dino": "dino.pth"}}, {"baselines"} | scored("superres", "dreambooth")),
     # Other same-cost cells are drawn; none of them is scored.
-    ({"reference_filters": 4}, both("t2i cells") | {"scores"}),
+    ({"reference_filters": 4}, both("t2i cells") | {"costs", "scores"}),
     ({"sampling": {"batch": 32}}, set()),
     ({"sampling": {"keep_images": False}}, set()),
     ({"sampling": {"cells_per_job": "model"}}, set()),
@@ -145,7 +154,7 @@ VERSIONS = [
     ("clip", CLIP),
     ("latents", ENCODED),
     ("prompts", PROMPTS),
-    ("reference", {"reference"} | scored("t2i")),
+    ("reference", {"reference"} | scored("t2i", "codi", "guided")),
     ("pretrain", TRAINED),
     ("pairs", PAIRS),
     ("baselines", {"baselines"} | scored("superres")),
@@ -153,6 +162,9 @@ VERSIONS = [
     ("subjects", SUBJECTS),
     ("class_images", PRESERVED),
     ("dreambooth", PERSONAL),
+    ("codi", CONSISTENT),
+    ("guided", HALVED),
+    ("costs", {"costs", "scores"}),
     ("weights", sampled(*TASKS)),
     ("cell", sampled(*TASKS)),
     ("score", scored(*TASKS)),
@@ -290,14 +302,14 @@ def test_without_a_prior_no_class_images_are_made_nor_trained_on():
     of = chain({"dreambooth": {"prior": None}})
     assert "class_images" in chain().dreambooth("f4")["inputs"]
     assert "class_images" not in of.dreambooth("f4")["inputs"] and of.dreambooth("f4")["prior_weight"] == 0
-    assert chain().scores()["family"]["finetune"] == {"superres": 8, "dreambooth": 2 * 2}  # as many of the class
-    assert of.scores()["family"]["finetune"] == {"superres": 8, "dreambooth": 2}
+    assert chain().scores()["family"]["finetune"]["dreambooth"] == 2 * 2  # as many of the class
+    assert of.scores()["family"]["finetune"] == {"superres": 8, "dreambooth": 2, "codi": 4, "guided": 4}
 
 
 def test_super_resolution_alone_has_a_wider_input():
     of = chain()
     seen = {task: of.generate(f"task={task}/model=f4")["net"]["in_channels"] for task in TASKS}
-    assert seen == {"t2i": 4, "superres": 8, "dreambooth": 4}
+    assert seen == {"t2i": 4, "superres": 8, "dreambooth": 4, "codi": 4, "guided": 4}
     assert of.superres("f4")["widened"]["in_channels"] == 8 and of.superres("f4")["net"]["in_channels"] == 4
 
 

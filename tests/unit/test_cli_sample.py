@@ -201,7 +201,7 @@ def test_the_samplers_of_the_help_are_those_there_are(capsys):
     with pytest.raises(SystemExit):
         main(["sample", "--help"])
     said = " ".join(capsys.readouterr().out.split())
-    assert ", ".join(SAMPLERS).replace(", dpmpp2m", " or dpmpp2m") in said
+    assert ", ".join(SAMPLERS).replace(", codi", " or codi") in said
 
 
 def test_stale_and_missing_results_are_refused(copy, capsys):

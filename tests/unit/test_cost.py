@@ -5,10 +5,19 @@ from helpers import merged
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ldmscale.cells.cost import UNetShape, family_shape, norm_costs, steps_at_cost, unet_flops, unet_params
+from ldmscale.cells.cost import (
+    UNetShape,
+    adapter_macs,
+    codi_ratio,
+    family_shape,
+    norm_costs,
+    steps_at_cost,
+    unet_flops,
+    unet_params,
+)
 from ldmscale.cells.paper import paper_shape
 from ldmscale.config.study import Study
-from ldmscale.models.flops import unet_cost
+from ldmscale.models.flops import codi_cost, unet_cost
 from ldmscale.models.unet import UNetConfig
 
 # filters, channel_mult, blocks, attention, latent, channels, (tokens, width), heads, groups
@@ -35,6 +44,9 @@ def test_the_arithmetic_is_the_traced_programs_count(shape):
     traced = unet_cost(config, size, context[0])
     assert unet_flops(arithmetic) == traced.flops
     assert unet_params(arithmetic) == traced.params
+    adapted = codi_cost(config, size, context[0])
+    assert 2 * adapter_macs(arithmetic) == adapted.flops - traced.flops
+    assert codi_ratio(arithmetic) == pytest.approx(adapted.flops / traced.flops)
 
 
 @pytest.mark.parametrize("overlays", [(), ("smoke.yaml",)])
@@ -77,6 +89,13 @@ def test_the_papers_normalised_costs():
         assert norm[model] == pytest.approx(printed, rel=0.05)
     assert norm["39M"] == pytest.approx(0.066, abs=0.001)
     assert norm["866M"] == 1.0
+
+
+def test_the_papers_adapters_cost_a_third():
+    # CoDi (arXiv 2310.01407) on the 866M network, and the family's ends.
+    assert codi_ratio(paper_shape(320)) == pytest.approx(1.335, abs=5e-4)
+    assert codi_ratio(paper_shape(64)) == pytest.approx(1.361, abs=5e-4)
+    assert codi_ratio(paper_shape(768)) == pytest.approx(1.327, abs=5e-4)
 
 
 def test_steps_at_the_papers_costs():

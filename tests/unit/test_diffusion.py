@@ -11,7 +11,7 @@ from ldmscale.diffusion.schedule import Schedule
 from ldmscale.errors import UserError
 
 SCHEDULE = Schedule()
-CONFIGS = [(sampler, spacing) for sampler in SAMPLERS for spacing in SPACINGS[sampler]]
+CONFIGS = [(sampler, spacing) for sampler in SAMPLERS for spacing in SPACINGS[sampler] if sampler != "codi"]
 
 
 def test_schedule_is_stable_diffusions():
@@ -69,12 +69,12 @@ def test_leading_is_the_field_grid():
     np.testing.assert_array_equal(step_table("ddim", SCHEDULE, 50).timesteps, np.arange(981, 0, -20))
     np.testing.assert_array_equal(step_table("dpmpp2m", SCHEDULE, 3).timesteps, [999, 666, 333])
     np.testing.assert_array_equal(step_table("dpmpp2m", SCHEDULE, 4, "trailing").timesteps, [999, 749, 499, 249])
-    assert DEFAULT_SPACING == {"ddim": "leading", "ddpm": "leading", "dpmpp2m": "linspace"}
+    assert DEFAULT_SPACING == {"ddim": "leading", "ddpm": "leading", "dpmpp2m": "linspace", "codi": "grid"}
 
 
 @pytest.mark.parametrize("steps", range(1, 1000, 37))
 def test_trailing_has_as_many_steps_as_asked(steps):
-    for sampler in SAMPLERS:
+    for sampler in ("ddim", "ddpm", "dpmpp2m"):
         timesteps = step_table(sampler, SCHEDULE, steps, "trailing").timesteps
         assert len(timesteps) == steps and timesteps[0] == 999 and timesteps[-1] >= 0
 
@@ -124,6 +124,11 @@ def test_second_order_converges_faster():
         (("ddim", 2.5), ["steps", "2.5", "1 to 1000"]),
         (("ddim", 1000, "leading"), ["steps", "1000", "leading", "at most 999"]),
         (("dpmpp2m", 1000, "linspace"), ["steps", "1000", "linspace", "at most 999"]),
+        (("codi", 4, "leading"), ["spacing", "'leading'", "'codi'", "grid"]),
+        (("codi", 51), ["stride", "20", "51", "'codi'", "1 to 19"]),
+        (("codi", 4, None, 0.0, 0), ["stride", "0", "1 to 250"]),
+        (("codi", 4, None, 0.0, 251), ["stride", "251", "1 to 250"]),
+        (("codi", 4, None, 0.5), ["eta", "0.5", "codi", "ddim"]),
         (("ddim", 10, "leading", 1.5), ["eta", "1.5", "0", "1"]),
         (("ddpm", 10, "leading", 0.5), ["eta", "0.5", "ddpm", "ddim"]),
     ],
@@ -136,9 +141,44 @@ def test_step_table_refuses(arguments, words):
 
 
 def test_thousand_steps_where_possible():
-    for sampler in SAMPLERS:
+    for sampler in ("ddim", "ddpm", "dpmpp2m"):
         table = step_table(sampler, SCHEDULE, 1000, "trailing")
         np.testing.assert_array_equal(table.timesteps, np.arange(999, -1, -1))
+
+
+@pytest.mark.parametrize("stride", [20, 7, 50, 1000])
+def test_codi_steps_down_the_grid_it_was_taught_on(stride):
+    points = 1000 // stride
+    for steps in range(1, points + 1):
+        table = step_table("codi", SCHEDULE, steps, stride=stride)
+        assert len(table) == steps and table.timesteps.dtype == np.int32
+        assert table.timesteps[0] == stride * (points - 1) and not (table.timesteps % stride).any()
+        assert np.all(np.diff(table.timesteps) < 0)
+        # No evaluation is wasted on t = 0, from where nothing leads further, unless every point was asked for.
+        assert (table.timesteps[-1] == 0) == (steps == points)
+        jump = -(-points // steps)
+        regular = stride * np.arange(points - 1, -1, -jump)
+        if len(regular) == steps and regular[-1] > 0:
+            np.testing.assert_array_equal(table.timesteps, regular)
+        else:  # evenly: no jump is more than one point longer than another
+            assert np.ptp(np.diff(table.timesteps)) <= stride if steps > 2 else True
+
+
+def test_codi_in_four_steps():
+    """As the authors sample: t = 980, 720, 460, 200 and then 0, each step through x and eps."""
+    table = step_table("codi", SCHEDULE, 4)
+    np.testing.assert_array_equal(table.timesteps, [980, 720, 460, 200])
+    np.testing.assert_array_equal(step_table("codi", SCHEDULE, 1).timesteps, [980])
+    np.testing.assert_array_equal(step_table("codi", SCHEDULE, 2).timesteps, [980, 480])
+    z = found = np.random.default_rng(0).normal(size=7)
+    for i, (t, s) in enumerate([(980, 720), (720, 460), (460, 200), (200, 0)]):
+        alpha, sigma = np.sqrt(SCHEDULE.alphas_cumprod[t]), np.sqrt(1 - SCHEDULE.alphas_cumprod[t])
+        x = np.tanh(z + t / 500)
+        z = np.sqrt(SCHEDULE.alphas_cumprod[s]) * x + np.sqrt(1 - SCHEDULE.alphas_cumprod[s]) * (z - alpha * x) / sigma
+        found = table.a[i] * found + table.b[i] * np.tanh(found + t / 500)
+        np.testing.assert_allclose(found, z, rtol=1e-12)
+        np.testing.assert_allclose((table.alpha[i], table.sigma[i]), (alpha, sigma), rtol=1e-14)
+    assert not table.c.any() and not table.s.any()
 
 
 # ---- the sampling program -------------------------------------------------------------------------------------------
@@ -184,7 +224,7 @@ def program():
 def unguided():
     from ldmscale.diffusion.sampling import build_sampler
 
-    return build_sampler(Toy(), guided=False)
+    return build_sampler(Toy(), guidance="none")
 
 
 def run(sample, sampler, steps, cfg, z, context, null, keys):
@@ -219,6 +259,7 @@ CELLS = [
     ("ddpm", 20, 1.5),
     ("dpmpp2m", 1, 4.0),
     ("dpmpp2m", 10, 7.5),
+    ("codi", 4, 7.5),
 ]
 
 

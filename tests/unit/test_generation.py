@@ -162,17 +162,17 @@ def test_every_image_has_its_own_noise_from_the_seed_and_its_number():
 
 
 def spied(of):
-    """Record what the guided (True) and unguided (False) programs are given."""
+    """Record what the programs are given."""
     calls = []
 
-    def record(guided):
+    def record(guidance):
         def program(params, table, cfg, z, states, null, keys):
-            calls.append({"guided": guided, "n": int(table.n), "cfg": cfg, "z": np.asarray(z), "states": states})
+            calls.append({"guidance": guidance, "n": int(table.n), "cfg": cfg, "z": np.asarray(z), "states": states})
             return z
 
         return program
 
-    of._programs = {guided: record(guided) for guided in (True, False)}
+    of._programs = {guidance: record(guidance) for guidance in of._programs}
     return calls
 
 
@@ -189,18 +189,18 @@ def test_cells_compare_pairwise_for_they_start_from_the_same_noise(params):
     assert abs(noise.mean()) < 0.2 and abs(noise.std() - 1) < 0.2
 
 
-@pytest.mark.parametrize(("cfg", "guided"), [(1.0, False), (0.0, True), (1.5, True), (4.0, True)])
-def test_only_guidance_pays_for_the_second_evaluation(params, cfg, guided):
+@pytest.mark.parametrize(("cfg", "guidance"), [(1.0, "none"), (0.0, "free"), (1.5, "free"), (4.0, "free")])
+def test_only_guidance_pays_for_the_second_evaluation(params, cfg, guidance):
     of = generator(16)
     calls = spied(of)
     sample(of, params, CELL.at(cfg=cfg))
-    assert [(call["guided"], call["cfg"], call["n"]) for call in calls] == [(guided, cfg, 3)]
+    assert [(call["guidance"], call["cfg"], call["n"]) for call in calls] == [(guidance, cfg, 3)]
 
 
 def test_at_guidance_one_both_programs_agree(params, batch4):
     unguided = sample(batch4, params, CELL.at(cfg=1.0))
     swapped = generator(4)
-    swapped._programs = {False: batch4._programs[True]}
+    swapped._programs = {"none": batch4._programs["free"]}
     guided = sample(swapped, params, CELL.at(cfg=1.0))
     for split in unguided:
         np.testing.assert_allclose(unguided[split], guided[split], atol=1e-4)

@@ -14,12 +14,11 @@ from ldmscale.cells.plan import Plan
 from ldmscale.config.study import Study
 from ldmscale.data.encoded import save_array
 from ldmscale.errors import UserError
-from ldmscale.metrics import gather
+from ldmscale.metrics.costs import study_costs
 from ldmscale.metrics.gather import scores_table
 from ldmscale.metrics.score import SPLITS, Scorer, score
 from ldmscale.metrics.scores_file import read_scores, write_scores
-from ldmscale.models.autoencoder import AutoencoderConfig
-from ldmscale.models.clip import TextTower
+from ldmscale.models.flops import codi_cost, unet_cost
 from ldmscale.models.unet import UNetConfig
 from ldmscale.provenance import write_manifest
 
@@ -169,29 +168,14 @@ def test_cells_of_downstream_tasks_are_scored_once_and_their_lost_images_named(t
 # ---------------------------------------------------------------- the tidy table
 
 
-@pytest.fixture(scope="module", autouse=True)
-def traced_once():
-    """Networks are traced to be counted, which takes seconds: once each for all tables of this file."""
-    known = {}
-
-    def once(function):
-        def found(*args):
-            key = (function.__name__, repr(args))
-            if key not in known:
-                known[key] = function(*args)
-            return known[key]
-
-        return found
-
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("unet_cost", "encoder_flops"):
-            patch.setattr(gather, name, once(getattr(gather, name)))
-        yield
-
-
 @pytest.fixture(scope="module")
 def chain():
     return Chain(Plan(Study(merged("smoke.yaml"))))
+
+
+@pytest.fixture(scope="module")
+def costs(chain):
+    return study_costs(chain["costs"])
 
 
 def rows_of(cells, **changes):
@@ -199,16 +183,16 @@ def rows_of(cells, **changes):
     return [{"cell": c.path, "split": split, **row} for c in cells for split in SPLITS]
 
 
-def test_the_table_has_every_cost_of_a_cell(chain):
+def test_the_table_has_every_cost_of_a_cell(chain, costs):
     study = chain.study
     cells = [Cell("t2i", m, "pretrain-20", "ddim", 5, g) for m in ("f8", "f4") for g in (4.0, 1.0)]
-    table = scores_table(rows_of(cells), chain.scores()["family"])
+    table = scores_table(rows_of(cells), chain.scores()["family"], costs)
     assert len(table) == 8
     assert table["filters"].is_monotonic_increasing
-    costs = {m: gather.unet_cost(UNetConfig(**study.unet_params(m)), 8, 12) for m in ("f4", "f8")}
+    nets = {m: unet_cost(UNetConfig(**study.unet_params(m)), 8, 12) for m in ("f4", "f8")}
     for row in table.itertuples():
-        cost, guided = costs[row.model], 1 + (row.cfg != 1)
-        norm = cost.flops / costs["f8"].flops  # reference_filters: 8
+        cost, guided = nets[row.model], 1 + (row.cfg != 1)
+        norm = cost.flops / nets["f8"].flops  # reference_filters: 8
         assert row.params == cost.params and row.gflops == cost.flops / 1e9
         assert row.norm_cost == pytest.approx(norm)
         assert (row.steps, row.evaluations, row.train_step) == (5, 6, 20)
@@ -222,55 +206,84 @@ def test_the_table_has_every_cost_of_a_cell(chain):
     assert np.ptp(rest) < 1e-12
 
 
-def test_the_table_names_its_cells_exactly(chain):
+def test_the_table_names_its_cells_exactly(chain, costs):
     cells = chain.plan.experiments["grid"]
-    table = scores_table(rows_of(cells), chain.scores()["family"])
+    table = scores_table(rows_of(cells), chain.scores()["family"], costs)
     for row in table.itertuples():
         assert Cell(row.task, row.model, row.weights, row.sampler, row.steps, row.cfg) == Cell.parse(row.cell)
     assert set(table["cell"]) == {cell.path for cell in cells}
 
 
-def test_super_resolution_pays_for_its_wider_network_and_for_encoding_an_image(chain):
+def test_super_resolution_pays_for_its_wider_network_and_for_encoding_an_image(chain, costs):
     """What the paper's axes name is the family's network; what an image takes is its own."""
     cells = [Cell("superres", m, f"superres-{n}", "ddim", 5, 1.0) for m in ("f4", "f8") for n in (0, 6)]
     rows = [{"cell": c.path, "split": "superres", "evaluations": 6, "fid": 1.0} for c in cells]
     family = chain.scores()["family"]
-    table = scores_table([*rows_of(CELLS[:1]), *rows], family).set_index("task").loc["superres"]
+    table = scores_table([*rows_of(CELLS[:1]), *rows], family, costs).set_index("task").loc["superres"]
     table = table.set_index(["model", "train_step"])
-    fixed = gather.encoder_flops(AutoencoderConfig(**family["ae"]), TextTower(**family["text"]), (8, 8, 4))
+    fixed = costs["encode"] + costs["decode"] + costs["caption"]
     for (model, step), row in table.iterrows():
         net = UNetConfig(**chain.study.unet_params(model))
-        cost, own = (gather.unet_cost(dataclasses.replace(net, in_channels=n), 8, 12) for n in (4, 8))
+        cost, own = (unet_cost(dataclasses.replace(net, in_channels=n), 8, 12) for n in (4, 8))
         assert own.flops - cost.flops == 2 * 9 * 4 * net.filters * 8 * 8  # four more inputs of a 3 x 3 convolution
         assert row["gflops"] == cost.flops / 1e9 and row["params"] == cost.params
         assert row["cost"] == row["nfe_cost"] == pytest.approx(6 * row["norm_cost"])
-        assert row["sampling_tflops"] == pytest.approx((own.flops * 6 + fixed["superres"]) / 1e12)
+        assert row["sampling_tflops"] == pytest.approx((own.flops * 6 + fixed) / 1e12)
         assert row["train_gflops"] == pytest.approx(step * cost.flops / 1e9)
         assert row["train_flops"] == pytest.approx(3 * own.flops * 8 * step)  # superres.finetune.batch
 
 
-def test_what_an_image_costs_beside_the_u_net():
+def test_what_an_image_costs_beside_the_u_net(chain, costs):
     """One empty caption and one image encoded against two captions; decoded is each."""
-    ae = AutoencoderConfig(channels=8, channel_mult=(1, 2), blocks_per_level=1, latent_channels=4, norm_groups=4)
-    text = TextTower(width=8, depth=1, heads=2, vocab_size=50, context_length=5)
-    fixed = gather.encoder_flops(ae, text, (6, 6, 4))
-    assert fixed["t2i"] == fixed["interpolation"] == fixed["dreambooth"]
-    longer = gather.encoder_flops(ae, dataclasses.replace(text, depth=2), (6, 6, 4))
-    assert longer["t2i"] - fixed["t2i"] == 2 * (longer["superres"] - fixed["superres"]) > 0
-    # The captions of one layer more, taken from the sums, leave the autoencoder's passes: to encode is more than a
-    # first convolution of a 12 x 12 image.
-    assert fixed["superres"] - (fixed["t2i"] - fixed["superres"]) > 2 * 9 * 3 * 8 * 12 * 12
+    cells = {"t2i": CELLS[1], "superres": Cell("superres", "f4", "superres-6", "ddim", 4, 1.0),
+             "codi": Cell("codi", "f4", "codi-4", "codi", 4, 4.0),
+             "guided": Cell("guided", "f4", "guided_s4-3", "ddim", 4, 4.0)}  # fmt: skip
+    rows = [row for cell in cells.values() for row in rows_of([cell], evaluations=0)]
+    table = scores_table(rows, chain.scores()["family"], costs).drop_duplicates("task").set_index("task")
+    found = table["sampling_tflops"] * 1e12
+    assert found["t2i"] == found["codi"] == pytest.approx(costs["decode"] + 2 * costs["caption"])
+    assert found["guided"] == pytest.approx(costs["decode"] + costs["caption"])
+    assert found["superres"] == pytest.approx(costs["encode"] + costs["decode"] + costs["caption"])
+    longer = study_costs({**chain["costs"], "text": {**chain["costs"]["text"], "depth": 2}})
+    assert longer["caption"] > costs["caption"] and longer["decode"] == costs["decode"]
+    # To encode is more than a first convolution.
+    ae, side = chain["costs"]["ae"], chain.study.config["data"]["image_size"]
+    assert costs["encode"] > 2 * 9 * 3 * ae["channels"] * side**2
 
 
-def test_dreambooth_trains_on_as_many_images_of_the_class(chain):
+def test_distilled_models_pay_for_their_adapter_their_guidance_and_their_teachers(chain, costs):
+    net = UNetConfig(**chain.study.unet_params("f8"))
+    plain, adapted = unet_cost(net, 8, 12), codi_cost(net, 8, 12)
+    told = unet_cost(dataclasses.replace(net, guidance_width=256), 8, 12)
+    assert plain.flops < told.flops < 1.01 * plain.flops < 1.2 * plain.flops < adapted.flops < 1.5 * plain.flops
+    cells = [Cell("codi", "f8", "codi-4", "codi", 4, g) for g in (1.0, 4.0)]
+    cells += [Cell("guided", "f8", "guided_s4-3", "ddim", 4, 4.0), Cell("t2i", "f8", "pretrain-20", "ddim", 4, 4.0)]
+    table = scores_table(rows_of(cells, evaluations=4), chain.scores()["family"], costs).set_index("cell")
+    table = table[table["split"] == "heldout"]
+    unguided, codi, guided, undistilled = (table.loc[cell.path] for cell in cells)
+    assert undistilled["cost"] == pytest.approx(4) and undistilled["nfe_cost"] == pytest.approx(8)
+    ratio = adapted.flops / plain.flops
+    assert codi["cost"] == unguided["cost"] == unguided["nfe_cost"] == pytest.approx(4 * ratio)
+    assert codi["nfe_cost"] == pytest.approx(8 * ratio)
+    assert guided["cost"] == guided["nfe_cost"] == pytest.approx(4)
+    assert {row["norm_cost"] for row in (codi, guided, undistilled)} == {1.0}
+    fixed = costs["decode"] + 2 * costs["caption"]
+    assert codi["sampling_tflops"] == pytest.approx((8 * adapted.flops + fixed) / 1e12)
+    assert guided["sampling_tflops"] == pytest.approx((4 * told.flops + fixed - costs["caption"]) / 1e12)
+    batch = chain.scores()["family"]["finetune"]
+    assert codi["train_flops"] == pytest.approx((8 * adapted.flops + plain.flops) * batch["codi"] * 4)
+    assert guided["train_flops"] == pytest.approx((3 + 2) * told.flops * batch["guided"] * 3)
+
+
+def test_dreambooth_trains_on_as_many_images_of_the_class(chain, costs):
     cell = Cell("dreambooth", "f8", "dreambooth_hat_circle-4", "ddim", 5, 4.0)
     row = {"cell": cell.path, "split": "dreambooth", "evaluations": 6, "subject": "hat_circle", "dino": [0.5]}
     lone = Chain(Plan(Study(merged("smoke.yaml", {"dreambooth": {"prior": None}}))))
     both, alone = (
-        scores_table([row, *rows_of(CELLS[:1])], of.scores()["family"]).set_index("task").loc["dreambooth"]
+        scores_table([row, *rows_of(CELLS[:1])], of.scores()["family"], costs).set_index("task").loc["dreambooth"]
         for of in (chain, lone)
     )
-    flops = gather.unet_cost(UNetConfig(**chain.study.unet_params("f8")), 8, 12).flops
+    flops = unet_cost(UNetConfig(**chain.study.unet_params("f8")), 8, 12).flops
     assert both["train_flops"] == pytest.approx(3 * flops * (2 + 2) * 4)
     assert alone["train_flops"] == pytest.approx(3 * flops * 2 * 4)
     for found in (both, alone):
@@ -279,7 +292,7 @@ def test_dreambooth_trains_on_as_many_images_of_the_class(chain):
         assert found["subject"] == "hat_circle" and found["dino"] == [0.5]
 
 
-def test_rows_of_all_tasks_stand_in_one_table_and_come_back(chain, tmp_path):
+def test_rows_of_all_tasks_stand_in_one_table_and_come_back(chain, costs, tmp_path):
     """Columns that a task lacks are empty, and survive the file."""
     restored = Cell("superres", "f4", "superres-6", "ddim", 5, 1.0)
     personal = Cell("dreambooth", "f4", "dreambooth_hat_circle-4", "ddim", 5, 4.0)
@@ -288,7 +301,7 @@ def test_rows_of_all_tasks_stand_in_one_table_and_come_back(chain, tmp_path):
          "fid_reps": [1.0, 2.0], "ssim": None, "ssim_reps": None},
         {"cell": personal.path, "split": "dreambooth", "evaluations": 5, "dino": [0.5, 0.25], "subject": "hat_circle"},
     ]  # fmt: skip
-    write_scores(tmp_path / "scores.parquet", scores_table(rows, chain.scores()["family"]), "right")
+    write_scores(tmp_path / "scores.parquet", scores_table(rows, chain.scores()["family"], costs), "right")
     table = read_scores(tmp_path / "scores.parquet", "right").set_index("task")
     assert table.loc["superres", "psnr"] == 20 and np.isnan(table.loc["superres", "clip"])
     assert pd.isna(table.loc["superres", ["lpips_alex", "ssim", "ssim_reps"]]).all()
@@ -297,16 +310,16 @@ def test_rows_of_all_tasks_stand_in_one_table_and_come_back(chain, tmp_path):
     assert table.loc["t2i", "dino"].isna().all() and set(table.loc["t2i", "split"]) == set(SPLITS)
 
 
-def test_a_score_that_is_not_finite_is_refused_naming_the_cell(chain):
+def test_a_score_that_is_not_finite_is_refused_naming_the_cell(chain, costs):
     rows = rows_of(CELLS)
     rows[2]["fid"] = float("nan")
     with pytest.raises(UserError, match="not finite") as caught:
-        scores_table(rows, chain.scores()["family"])
+        scores_table(rows, chain.scores()["family"], costs)
     assert rows[2]["cell"] in str(caught.value)
 
 
-def test_a_table_is_read_back_by_who_asks_for_what_it_was_made_from(tmp_path, chain):
-    table = scores_table(rows_of(CELLS, fid_reps=[1.0, 2.5]), chain.scores()["family"])
+def test_a_table_is_read_back_by_who_asks_for_what_it_was_made_from(tmp_path, chain, costs):
+    table = scores_table(rows_of(CELLS, fid_reps=[1.0, 2.5]), chain.scores()["family"], costs)
     path = tmp_path / "scores.parquet"
     write_scores(path, table, "right")
     pd.testing.assert_frame_equal(read_scores(path, "right").drop(columns=["fid_reps", "clip_reps"]),

@@ -6,7 +6,8 @@ from dataclasses import dataclass, fields, replace
 
 from ldmscale.errors import UserError
 
-TASKS = ("t2i", "interpolation", "superres", "dreambooth")
+TASKS = ("t2i", "interpolation", "superres", "dreambooth", "codi", "guided")
+ON_PROMPTS = ("t2i", "codi", "guided")  # those that draw the study's prompts
 LEVELS = ("task", "model", "weights", "sampler", "steps", "cfg")
 
 
@@ -14,7 +15,7 @@ LEVELS = ("task", "model", "weights", "sampler", "steps", "cfg")
 class Cell:
     """One measurement: ``model`` with ``weights`` (``stage-step``, or ``published``), in ``steps`` at guidance ``cfg``.
 
-    Stages are pretrain, superres and, one a subject, dreambooth_<subject>.
+    Stages are pretrain, superres, codi and, one a subject and one a student, dreambooth_<subject> and guided_s<steps>.
 
     ``cfg`` is g in eps_null + g (eps_cond - eps_null); 1 is unguided. The prompts and starting noises are the same
     for every cell of a task, so cells compare pairwise.
@@ -45,7 +46,7 @@ class Cell:
 
     @property
     def subject(self) -> str:
-        """The DreamBooth subject that ``weights`` were finetuned on; empty in the other tasks."""
+        """The DreamBooth subject that ``weights`` were finetuned on (of guided distillation, s<steps>), or empty."""
         return self.weights.rpartition("-")[0].partition("_")[2]
 
     @classmethod

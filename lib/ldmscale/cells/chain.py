@@ -10,19 +10,22 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import Any
 
-from ldmscale.cells.cell import Cell
+from ldmscale.cells.cell import ON_PROMPTS, Cell
 from ldmscale.cells.plan import Plan
-from ldmscale.config.study import DREAMBOOTH_PROMPTS, FINETUNED, Study
+from ldmscale.config.study import DOWNSTREAM, DREAMBOOTH_PROMPTS, FINETUNED, Study
 from ldmscale.errors import UserError
 from ldmscale.provenance import digest, file_digest, listing_digest
 
 # The stages that the scores of a task are measured against, beside CLIP.
-SCORED_AGAINST = {"t2i": ("prompts", "reference"), "interpolation": ("prompts", "reference"),
+SCORED_AGAINST = {**dict.fromkeys((*ON_PROMPTS, "interpolation"), ("prompts", "reference")),
                   "superres": ("pairs", "prompts", "baselines"), "dreambooth": ("subjects",)}  # fmt: skip
 # The stages that figures show beside the cells of a task.
 BESIDE = {"superres": ("pairs", "baselines"), "dreambooth": ("subjects",)}
+# The settings of a figure that name experiments.
+SHOWN = ("experiment", "baseline", "equal")
 # The stage that holds what the cells of a task draw.
-SOURCES = {"t2i": "prompts", "interpolation": "prompts", "superres": "pairs", "dreambooth": "subjects"}
+SOURCES = {**dict.fromkeys((*ON_PROMPTS, "interpolation"), "prompts"),
+           "superres": "pairs", "dreambooth": "subjects"}  # fmt: skip
 
 
 class Chain:
@@ -36,13 +39,15 @@ class Chain:
         self.pretrain = lru_cache(maxsize=None)(self._pretrain)
         self.superres = lru_cache(maxsize=None)(self._superres)
         self.dreambooth = lru_cache(maxsize=None)(self._dreambooth)
+        self.codi = lru_cache(maxsize=None)(self._codi)
+        self.guided = lru_cache(maxsize=None)(self._guided)
         self.cell = lru_cache(maxsize=None)(self._cell)
         self.scores = lru_cache(maxsize=None)(self._scores)
         self._common = lru_cache(maxsize=None)(self._stage)
 
     def __getitem__(self, stage: str) -> dict[str, Any]:
         """Params of a stage that there is once: data, tokenizer, autoencoder, clip, text, latents, prompts, reference,
-        pairs and baselines (super-resolution), subjects (DreamBooth).
+        costs, pairs and baselines (super-resolution), subjects (DreamBooth).
 
         ``text`` is what the U-Nets attend to: the stage ``text_encoder``, or ``clip`` where the config has none.
         """
@@ -190,6 +195,20 @@ class Chain:
         return self._trained("dreambooth", self.config["dreambooth"]["finetune"], **base,
                              prior_weight=prior["weight"] if prior else 0.0)  # fmt: skip
 
+    def _codi(self, model: str) -> dict[str, Any]:
+        section = {k: v for k, v in self.config["codi"].items() if k != "finetune"}
+        base = self._base(model)
+        base["inputs"]["latents"] = self["latents"]["digest"]
+        return self._trained("codi", self.config["codi"]["finetune"], **base, **section)
+
+    def _guided(self, model: str) -> dict[str, Any]:
+        # Each student begins where the one before it ended: how far to train is part of the digest.
+        base = self._base(model)
+        base["inputs"]["latents"] = self["latents"]["digest"]
+        params = {**base, **self.config["guided"], "student": self.study.unet_params(model, "guided"),
+                  "diffusion": self.config["diffusion"], "seed": self.study.seed}  # fmt: skip
+        return {**params, "digest": digest("guided", params)}
+
     def weights(self, cell: Cell) -> str:
         """Digest of the weights that ``cell`` samples from."""
         return digest("weights", self.model(cell.task, cell.model)["digest"], cell.weights)
@@ -209,14 +228,18 @@ class Chain:
         scored = self.plan.is_scored(cell)
         counts = self.config["data"]["counts"]
         inputs = [self.weights(cell), self["autoencoder"]["digest"], self[SOURCES[cell.task]]["digest"]]
-        spacing, scale = self.config["sampling"]["spacing"][cell.sampler], self.config["autoencoder"]["scale"]
-        draws = {"t2i": lambda: {"scored": scored},
+        spacing, scale = self._spacing(cell), self.config["autoencoder"]["scale"]
+        draws = {**dict.fromkeys(ON_PROMPTS, lambda: {"scored": scored}),
                  "interpolation": lambda: {"noises": self.config["interpolation"]["noises"]},
                  "dreambooth": lambda: {k: self.config["dreambooth"][k] for k in ("images_per_prompt", "class_images")},
                  }.get(cell.task, dict)()  # fmt: skip
         made = digest("cell", cell.path, draws, spacing, self.config["diffusion"], self.study.seed, counts, inputs,
                       scale, self._scale())  # fmt: skip
         return {"path": cell.path, "draws": draws, "spacing": spacing, "digest": made}
+
+    def _spacing(self, cell: Cell) -> str | None:
+        """How the timesteps of ``cell`` are chosen; a student of guided distillation knows its own grid."""
+        return "trailing" if cell.task == "guided" else self.config["sampling"]["spacing"].get(cell.sampler)
 
     def generate(self, prefix: str) -> dict[str, Any]:
         """Params of the generation job ``prefix``: its cells and what all of them share."""
@@ -237,7 +260,7 @@ class Chain:
             raise UserError(f"'{prefix}' is not scored: every experiment that has it says `scored: false`")
         task = self.plan.under(prefix)[0].task
         against = SCORED_AGAINST[task]
-        if task in FINETUNED:
+        if task in DOWNSTREAM:
             common = self._downstream()
         else:
             common = {"features": self._features(), "replicates": self.config["metrics"]["replicates"],
@@ -248,19 +271,25 @@ class Chain:
         return {**common, "cells": cells, "keep_images": self.config["sampling"]["keep_images"],
                 "digest": digest("score", [c["score_digest"] for c in cells])}  # fmt: skip
 
+    def _costs(self) -> dict[str, Any]:
+        finetuned = {task: {m: self.study.unet_params(m, task) for m in self.study.models}
+                     for task in FINETUNED if self.config[task]}  # fmt: skip
+        return self._make("costs", models={m: self.study.unet_params(m) for m in self.study.models},
+                          finetuned=finetuned, reference=self.study.network(self.config["reference_filters"]),
+                          latent_size=self.study.latent_size, ae=self.study.autoencoder_params(),
+                          text=self.study.text_params())  # fmt: skip
+
     def _scores(self) -> dict[str, Any]:
         """Params of gathering: every scoring job's digest, and what turns a cell into a row of the table."""
         jobs = {prefix: self.score(prefix)["digest"] for prefix in self.plan.scoring_jobs()}
         finetuned = {task: self.config[task]["finetune"]["batch"] for task in FINETUNED if self.config[task]}
         if "dreambooth" in finetuned and self.config["dreambooth"]["prior"]:
             finetuned["dreambooth"] *= 2  # as many images of the class
-        family = {"models": {m: self.study.unet_params(m) for m in self.study.models},
-                  "reference": self.study.network(self.config["reference_filters"]),
-                  "latent_size": self.study.latent_size,
-                  "ae": self.study.autoencoder_params(), "text": self.study.text_params(),
+        family = {"filters": {name: m.filters for name, m in self.study.models.items()},
                   "batch": {name: m.pretrain["batch"] for name, m in self.study.models.items()},
                   "finetune": finetuned}  # fmt: skip
-        return {"jobs": jobs, "family": family, "digest": digest("scores", jobs, family)}
+        inputs = {"costs": self["costs"]["digest"]}
+        return {"jobs": jobs, "family": family, "inputs": inputs, "digest": digest("scores", jobs, family, inputs)}
 
     def report(self, *experiments: str) -> dict[str, Any]:
         """Params of what reads the table alone: how the study is labelled, and the digests of what it shows."""
@@ -284,7 +313,7 @@ class Chain:
     def figure(self, figure: str) -> dict[str, Any]:
         """Params of a figure: its settings, the cells that it shows with their digests, and the network for Fig. 2."""
         settings = self.config["figures"][figure]
-        shown = [settings[key] for key in ("experiment", "baseline") if key in settings]
+        shown = [settings[key] for key in SHOWN if key in settings]
         largest = list(self.study.models)[-1]
         network = {"name": largest, "unet": self.study.unet_params(largest), "latent_size": self.study.latent_size,
                    "context_length": self.study.text_params()["context_length"]}  # fmt: skip

@@ -6,7 +6,7 @@ products included; ``tests/unit`` (test_cost.py, test_cli.py) holds them to the 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from ldmscale.config.study import Study
@@ -25,34 +25,48 @@ class UNetShape:
     context: tuple[int, int]
 
 
-def _layers(shape: UNetShape) -> Iterator[tuple[str, int, int, int]]:
-    """(kind, channels in, channels out, side of the output) of the U-Net's parts in the order in which they run.
+Layer = tuple[str, int, int, int]
 
-    ``kind`` is conv (3x3), resnet or transformer; the time embedding and the last norm are left out.
-    """
-    widths = [shape.filters * m for m in shape.channel_mult]
+
+def _levels(shape: UNetShape) -> tuple[list[int], list[int]]:
+    """Channels and sides of the levels, from the full resolution down."""
     sizes = [shape.latent_size]
-    for _ in widths[1:]:
+    for _ in shape.channel_mult[1:]:
         sizes.append((sizes[-1] + 1) // 2)
-    yield "conv", shape.latent_channels, widths[0], sizes[0]
-    skips, channels = [widths[0]], widths[0]
+    return [shape.filters * m for m in shape.channel_mult], sizes
+
+
+def _encoder(shape: UNetShape) -> tuple[list[Layer], list[tuple[int, int]]]:
+    """The way down and the middle block -> (kind, channels in, channels out, side of the output) of each part in the
+    order in which they run, and (channels, side) of the skips.
+
+    ``kind`` is conv (3x3), resnet or transformer; the time embedding is left out.
+    """
+    widths, sizes = _levels(shape)
+    layers: list[Layer] = [("conv", shape.latent_channels, widths[0], sizes[0])]
+    skips, channels = [(widths[0], sizes[0])], widths[0]
     for level, (width, size) in enumerate(zip(widths, sizes, strict=True)):
         for _ in range(shape.blocks_per_level):
-            yield "resnet", channels, width, size
+            layers.append(("resnet", channels, width, size))
             channels = width
             if shape.attention_levels[level]:
-                yield "transformer", width, width, size
-            skips.append(channels)
+                layers.append(("transformer", width, width, size))
+            skips.append((width, size))
         if level + 1 < len(widths):
-            yield "conv", width, width, sizes[level + 1]
-            skips.append(channels)
-    yield "resnet", channels, channels, sizes[-1]
-    yield "transformer", channels, channels, sizes[-1]
-    yield "resnet", channels, channels, sizes[-1]
+            layers.append(("conv", width, width, sizes[level + 1]))
+            skips.append((width, sizes[level + 1]))
+    layers += [(kind, channels, channels, sizes[-1]) for kind in ("resnet", "transformer", "resnet")]
+    return layers, skips
+
+
+def _decoder(shape: UNetShape) -> Iterator[Layer]:
+    """The way up, as :func:`_encoder`; the last norm is left out."""
+    widths, sizes = _levels(shape)
+    skips, channels = _encoder(shape)[1], widths[-1]
     for level in reversed(range(len(widths))):
         width, size = widths[level], sizes[level]
         for _ in range(shape.blocks_per_level + 1):
-            yield "resnet", channels + skips.pop(), width, size
+            yield "resnet", channels + skips.pop()[0], width, size
             channels = width
             if shape.attention_levels[level]:
                 yield "transformer", width, width, size
@@ -63,6 +77,24 @@ def _layers(shape: UNetShape) -> Iterator[tuple[str, int, int, int]]:
 
 def unet_macs(shape: UNetShape) -> int:
     """Multiply-accumulates of one U-Net evaluation of one latent."""
+    return _macs(shape, [*_encoder(shape)[0], *_decoder(shape)])
+
+
+def adapter_macs(shape: UNetShape) -> int:
+    """Multiply-accumulates of one evaluation of the U-Net's adapter (:mod:`ldmscale.models.adapter`): the encoder and
+    middle block again, and a 1x1 convolution for each of their outputs."""
+    layers, skips = _encoder(shape)
+    widths, sizes = _levels(shape)
+    return _macs(shape, layers) + sum((channels * size) ** 2 for channels, size in [*skips, (widths[-1], sizes[-1])])
+
+
+def codi_ratio(shape: UNetShape) -> float:
+    """Cost of one evaluation of the U-Net with its adapter, relative to the U-Net alone."""
+    return 1 + adapter_macs(shape) / unet_macs(shape)
+
+
+def _macs(shape: UNetShape, layers: Iterable[Layer]) -> int:
+    """Multiply-accumulates of the time embedding and ``layers``."""
     first = shape.filters * shape.channel_mult[0]
     time = 4 * first
     tokens, text = shape.context
@@ -82,7 +114,7 @@ def unet_macs(shape: UNetShape) -> int:
         return projections + self_attention + cross_attention + 12 * n * c * c  # GEGLU: c -> 2*4c, 4c -> c
 
     count = {"conv": conv, "resnet": resnet, "transformer": transformer}
-    return first * time + time * time + sum(count[kind](*numbers) for kind, *numbers in _layers(shape))
+    return first * time + time * time + sum(count[kind](*numbers) for kind, *numbers in layers)
 
 
 def unet_params(shape: UNetShape) -> int:
@@ -108,7 +140,8 @@ def unet_params(shape: UNetShape) -> int:
 
     count = {"conv": conv, "resnet": resnet, "transformer": transformer}
     rest = dense(first, time) + dense(time, time) + 2 * first  # the time embedding, the last norm
-    return rest + sum(count[kind](*numbers) for kind, *numbers in _layers(shape))
+    layers = [*_encoder(shape)[0], *_decoder(shape)]
+    return rest + sum(count[kind](*numbers) for kind, *numbers in layers)
 
 
 def unet_flops(shape: UNetShape) -> int:

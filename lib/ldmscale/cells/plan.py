@@ -8,6 +8,7 @@ from itertools import product
 from ldmscale.cells.cell import LEVELS, TASKS, Cell
 from ldmscale.cells.cost import norm_costs, steps_at_cost
 from ldmscale.config.study import Study
+from ldmscale.diffusion.samplers import SAMPLERS
 from ldmscale.errors import UserError
 
 
@@ -67,7 +68,7 @@ class Plan:
         tasks = [task for task in TASKS if self.study.config.get(task, True)]  # without a section, not in this study
         known = {"task": lambda: tasks, "model": lambda: self.study.models,
                  "weights": lambda: [w for run in self.study.weights(cell.task, cell.model) for w in run],
-                 "sampler": lambda: self.study.config["sampling"]["spacing"]}  # fmt: skip
+                 "sampler": lambda: SAMPLERS}  # fmt: skip
         for name, those in known.items():
             if getattr(cell, name) not in (values := those()):
                 raise UserError(

@@ -43,7 +43,7 @@ def add(commands: Any) -> argparse.ArgumentParser:
         "--prompt", metavar="TEXT", action="append", required=True, help='repeat it for more; "" is no prompt'
     )
     parser.add_argument("--count", metavar="N", type=whole(), default=1, help="images a prompt (default: 1)")
-    parser.add_argument("--sampler", metavar="NAME", default="ddim", help="ddim, ddpm or dpmpp2m (default: ddim)")
+    parser.add_argument("--sampler", metavar="NAME", default="ddim", help="ddim, ddpm, dpmpp2m or codi (default: ddim)")
     parser.add_argument("--steps", metavar="N", type=whole(), default=50, help="sampling steps (default: 50)")
     parser.add_argument(
         "--cfg", metavar="G", type=_guidance, default=7.5, help="guidance weight; 1: unguided (default: 7.5)"
@@ -51,7 +51,7 @@ def add(commands: Any) -> argparse.ArgumentParser:
     parser.add_argument(
         "--spacing",
         metavar="NAME",
-        help="of the timesteps: leading, trailing or linspace (default: the study's, or the sampler's usual one)",
+        help="of the timesteps: leading, trailing, linspace or grid (default: the study's, or the sampler's usual one)",
     )
     parser.add_argument("--seed", metavar="N", type=whole(0), help="of all noise (default: the study's; else 0)")
     parser.add_argument("--batch", metavar="N", type=whole(), default=8, help="images at a time, at most (default: 8)")

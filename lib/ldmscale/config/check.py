@@ -10,7 +10,7 @@ from pathlib import Path
 import jsonschema
 
 from ldmscale.config.published import CLIP_VOCABULARY
-from ldmscale.config.study import FINETUNED
+from ldmscale.config.study import DISTILLED, DOWNSTREAM
 from ldmscale.errors import UserError
 
 # What a figure's cells must be of, where not text-to-image.
@@ -18,6 +18,8 @@ FIGURE_TASKS = {
     "fig24": "interpolation",
     **dict.fromkeys(("fig04", "fig05", "fig12", "fig17", "fig18"), "superres"),
     **dict.fromkeys(("fig06", "dreambooth"), "dreambooth"),
+    **dict.fromkeys(("fig13", "fig20"), "codi"),
+    "fig19": "guided",
 }
 
 
@@ -104,6 +106,7 @@ def _rules(config: dict) -> Iterator[str]:
     yield from _experiments(config)
     yield from _interpolation(config)
     yield from _downstream(config)
+    yield from _distilled(config)
     yield from _figures(config)
     if config["data"]["counts"]["train"] is None and config["data"]["train"]["source"] == "scenes":
         yield "data.counts.train must be a number where data.train.source is scenes, which never end"
@@ -220,7 +223,7 @@ def _experiments(config: dict) -> Iterator[str]:
 
 def _interpolation(config: dict) -> Iterator[str]:
     section, experiments = config["interpolation"], config["experiments"]
-    asking = [name for name, spec in experiments.items() if spec and spec.get("task") == "interpolation"]
+    asking = _asking(config, "interpolation")
     if asking and not section:
         yield f"interpolation is null, but experiments.{asking[0]} has the task interpolation"
     if section and not {0, 1} <= set(section["alphas"]):
@@ -234,17 +237,16 @@ def _interpolation(config: dict) -> Iterator[str]:
 
 
 def _downstream(config: dict) -> Iterator[str]:
-    for task in FINETUNED:
+    for task in DOWNSTREAM:
         section = config[task]
-        asking = [name for name, spec in config["experiments"].items() if spec and spec.get("task") == task]
-        if asking and not section:
-            yield f"{task} is null, but experiments.{asking[0]} has the task {task}"
-        for name in asking:
+        for name in (asking := _asking(config, task)):
             spec = config["experiments"][name]
             if not spec["scored"]:
                 yield f"experiments.{name}.scored is false, but cells of {task} are drawn to be scored"
             if task == "superres" and spec["cfg"] != [1.0]:
                 yield f"experiments.{name}.cfg is {spec['cfg']}, but super-resolution is unguided: it must be [1.0]"
+        if asking and not section:
+            yield f"{task} is null, but experiments.{asking[0]} has the task {task}"
         if section:
             yield from _finetuning(f"{task}.finetune", section["finetune"])
     if config["superres"]:
@@ -259,6 +261,29 @@ def _downstream(config: dict) -> Iterator[str]:
             f"dreambooth.prior.steps is {prior['steps']}, but must be under diffusion.steps "
             f"({config['diffusion']['steps']})"
         )
+
+
+def _asking(config: dict, task: str) -> list[str]:
+    """Names of the experiments of ``task``."""
+    return [name for name, spec in config["experiments"].items() if spec and spec.get("task") == task]
+
+
+def _distilled(config: dict) -> Iterator[str]:
+    for task in DISTILLED:
+        section, asking = config[task], _asking(config, task)
+        if asking and not section:
+            yield f"{task} is null, but experiments.{asking[0]} has the task {task}"
+        if section and not section["cfg"][0] < section["cfg"][1]:
+            yield f"{task}.cfg is {section['cfg']}, but must be the least and the greatest CFG of training"
+    if config["codi"]:
+        yield from _finetuning("codi.finetune", config["codi"]["finetune"])
+        if 0 in config["codi"]["finetune"]["checkpoints"]:
+            yield "codi.finetune.checkpoints has 0, but that is the undistilled model: leave it out"
+    students = (config["guided"] or {}).get("students", [])
+    if any(after * 2 != before for before, after in zip(students, students[1:], strict=False)):
+        yield f"guided.students is {students}, but each must be half of the one before, such as [16, 8, 4]"
+    if students and 2 * students[0] > config["diffusion"]["steps"]:
+        yield f"guided.students begins at {students[0]}, whose teacher's steps exceed diffusion.steps"
 
 
 def _superres_figures(config: dict) -> Iterator[str]:
@@ -288,7 +313,7 @@ def _figures(config: dict) -> Iterator[str]:
     for figure, settings in config["figures"].items():
         if settings is None:
             continue
-        for key in ("experiment", "baseline"):
+        for key in ("experiment", "baseline", "equal"):
             if key in settings and settings[key] not in running:
                 yield (
                     f"figures.{figure}.{key} is '{settings[key]}', "
@@ -300,6 +325,9 @@ def _figures(config: dict) -> Iterator[str]:
         for name in settings.get("subjects", []):
             if name not in (subjects := (config["dreambooth"] or {}).get("subjects", [])):
                 yield f"figures.{figure}.subjects names '{name}', which is not among {', '.join(subjects)}"
+        for key in {"model", "small"} & set(settings):
+            if settings[key] not in names:
+                yield f"figures.{figure}.{key} is '{settings[key]}', but models are {', '.join(sorted(names))}"
         for name in settings.get("models", []):
             if name not in names:
                 yield f"figures.{figure}.models names '{name}', which is not among models ({', '.join(sorted(names))})"
@@ -313,7 +341,9 @@ def _figures(config: dict) -> Iterator[str]:
                     f"figures.{figure} shows prompt {prompt}, "
                     f"but gallery has only {len(config['gallery'])} (counted from 0)"
                 )
-        costs = (config["experiments"].get(settings.get("experiment")) or {}).get("costs", [])
+        costing = settings.get("equal", settings.get("experiment"))
+        costs = (config["experiments"].get(costing) or {}).get("costs", [])
+        rows = [*rows, *([{"cost": settings["cost"]}] if "cost" in settings else [])]
         for row in rows:
             if row["cost"] not in costs:
                 yield (

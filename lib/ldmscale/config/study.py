@@ -9,7 +9,10 @@ from typing import Any
 
 from ldmscale.config.published import clip_shape, text_shape
 
-FINETUNED = ("superres", "dreambooth")  # tasks with weights of their own, made from each model's last
+DOWNSTREAM = ("superres", "dreambooth")
+DISTILLED = ("codi", "guided")  # text-to-image in fewer steps
+FINETUNED = DOWNSTREAM + DISTILLED  # tasks with weights of their own, made from each model's last
+GUIDANCE_WIDTH = 256  # of the guidance weight's embedding in guided distillation's students (LCM's)
 DREAMBOOTH_PROMPTS = "prompts_and_classes.txt"  # a file of google/dreambooth's dataset
 PUBLISHED = "published"  # what the weights of a model that is not trained here are called
 
@@ -69,21 +72,27 @@ class Study:
         return [f"pretrain-{step}" for step in self.config["pretrain"]["checkpoints"]]
 
     def weights(self, task: str, model: str) -> list[list[str]]:
-        """Names of the model's weights that ``task`` samples, ascending; one list, or for DreamBooth one a subject."""
+        """Names of the model's weights that ``task`` samples, ascending; one list, or one a DreamBooth subject or
+        student of guided distillation."""
         if task not in FINETUNED:
             return [self.checkpoints(model)]
         section = self.config[task]
+        if task == "guided":
+            return [[f"guided_s{steps}-{section['halving']['steps']}"] for steps in section["students"]]
         names = [f"{task}_{subject}" for subject in section["subjects"]] if task == "dreambooth" else [task]
         return [[f"{name}-{step}" for step in section["finetune"]["checkpoints"]] for name in names]
 
     def unet_params(self, model: str, task: str = "t2i") -> dict[str, Any]:
         """Keyword arguments of :class:`ldmscale.models.unet.UNetConfig` for ``model`` as ``task`` uses it.
 
-        Super-resolution sees a latent of the low-resolution image beside the noisy one.
+        Super-resolution sees a latent of the low-resolution image beside the noisy one; students of guided
+        distillation are told the guidance weight.
         """
         member = self.models[model]
         net = {**self.network(member.filters), **({"heads": member.heads} if member.heads else {})}
-        return {**net, "in_channels": 2 * net["in_channels"]} if task == "superres" else net
+        if task == "superres":
+            return {**net, "in_channels": 2 * net["in_channels"]}
+        return {**net, "guidance_width": GUIDANCE_WIDTH} if task == "guided" else net
 
     def network(self, filters: int) -> dict[str, Any]:
         """Keyword arguments of the family's ``UNetConfig`` at ``filters``."""

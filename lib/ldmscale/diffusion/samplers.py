@@ -18,6 +18,8 @@ import numpy as np
 from ldmscale.diffusion.schedule import Schedule
 from ldmscale.errors import UserError
 
+CODI_STRIDE = 20  # timesteps between the points of the grid that CoDi is taught on: 50 of 1000
+
 
 @dataclass(frozen=True)
 class StepTable:
@@ -89,7 +91,24 @@ def dpmpp2m(schedule: Schedule, steps: int, spacing: str, eta: float = 0.0) -> S
     return _table(timesteps, now, a, first_order * (1 + correction), -first_order * correction, np.zeros(steps))
 
 
-SAMPLERS: dict[str, Callable[[Schedule, int, str, float], StepTable]] = {"ddim": ddim, "ddpm": ddpm, "dpmpp2m": dpmpp2m}
+def codi(schedule: Schedule, steps: int, spacing: str, eta: float = 0.0, stride: int = CODI_STRIDE) -> StepTable:
+    """Deterministic steps of a conditionally distilled network (arXiv 2310.01407), on the timesteps it was taught at.
+
+    These are the grid 0, stride, 2 stride, ... of T // stride points. S of them are used, from the last one down by
+    ceil(T // stride / S) points a step, as the authors' code does, and the last step goes to abar_0: of 50 points S = 4
+    takes t = 980, 720, 460 and 200. Where that would leave the grid, or reach t = 0, from where no step leads further,
+    the S timesteps are spread evenly down to t = stride instead (to 0 if S is all of them).
+    """
+    points = schedule.steps // stride
+    lowest = max(points - 1 - (steps - 1) * -(-points // steps), min(1, points - steps))
+    timesteps = (stride * np.round(np.linspace(points - 1, lowest, steps))).astype(np.int32)
+    now = schedule.alphas_cumprod[timesteps]
+    after = schedule.alphas_cumprod[np.append(timesteps[1:], 0)]
+    a = np.sqrt((1 - after) / (1 - now))
+    return _table(timesteps, now, a, np.sqrt(after) - a * np.sqrt(now), np.zeros(steps), np.zeros(steps))
+
+
+SAMPLERS: dict[str, Callable[..., StepTable]] = {"ddim": ddim, "ddpm": ddpm, "dpmpp2m": dpmpp2m, "codi": codi}
 
 # What each sampler accepts. DDIM on a linspace grid would step to timesteps that the grid does not hold; DPM-Solver++
 # on a leading grid would start far below t = T - 1 (t = 951 at 50 steps), with noise that z_T does not have.
@@ -97,19 +116,28 @@ SPACINGS: dict[str, tuple[str, ...]] = {
     "ddim": ("leading", "trailing"),
     "ddpm": ("leading", "trailing"),
     "dpmpp2m": ("linspace", "trailing"),
+    "codi": ("grid",),
 }
 DEFAULT_SPACING: dict[str, str] = {name: accepted[0] for name, accepted in SPACINGS.items()}
 
 
-def step_table(sampler: str, schedule: Schedule, steps: int, spacing: str | None = None, eta: float = 0.0) -> StepTable:
+def step_table(
+    sampler: str,
+    schedule: Schedule,
+    steps: int,
+    spacing: str | None = None,
+    eta: float = 0.0,
+    stride: int = CODI_STRIDE,
+) -> StepTable:
     """The table of ``sampler`` with exactly ``steps`` network evaluations.
 
     spacing: how the timesteps are chosen among the schedule's T (arXiv 2305.08891, table 2), None for the sampler's
     usual one: "leading" 1 + i (T // S), Stable Diffusion's; "trailing" T - 1 downwards in strides of T / S; "linspace"
-    S + 1 points from T - 1 to 0 without the last. eta: noise of DDIM, 0 to 1.
+    S + 1 points from T - 1 to 0 without the last; "grid" CoDi's alone. eta: noise of DDIM, 0 to 1. stride: timesteps
+    between the points of CoDi's grid, as it was distilled; no other sampler has one.
 
     Raises :class:`UserError` for an unknown sampler, a spacing that the sampler cannot use, steps that the schedule
-    cannot give, and an eta outside 0..1 or for a sampler without one.
+    cannot give, an eta outside 0..1 or for a sampler without one, and a stride that leaves CoDi fewer than ``steps``.
     """
     if sampler not in SAMPLERS:
         raise UserError(f"sampler is {sampler!r}; it must be one of {', '.join(SAMPLERS)}.")
@@ -124,7 +152,14 @@ def step_table(sampler: str, schedule: Schedule, steps: int, spacing: str | None
         raise UserError(f"eta is {eta}; it must be from 0 (deterministic) to 1.")
     if eta and sampler != "ddim":
         raise UserError(f"eta is {eta} for sampler {sampler!r}; only 'ddim' has an eta, elsewhere it must be 0.")
-    return SAMPLERS[sampler](schedule, int(steps), spacing, float(eta))
+    if sampler != "codi":
+        return SAMPLERS[sampler](schedule, int(steps), spacing, float(eta))
+    if not 1 <= stride <= schedule.steps // steps:
+        raise UserError(
+            f"stride is {stride} and steps {steps} for sampler 'codi'; every stride-th of {schedule.steps} training "
+            f"timesteps can be a step, so stride must be from 1 to {schedule.steps // steps}."
+        )
+    return codi(schedule, int(steps), spacing, stride=stride)
 
 
 def _timesteps(schedule: Schedule, steps: int, spacing: str) -> np.ndarray:

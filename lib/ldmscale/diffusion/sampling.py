@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +11,8 @@ import numpy as np
 
 from ldmscale.diffusion.samplers import StepTable
 from ldmscale.errors import UserError
+
+GUIDANCE = ("free", "none", "told")
 
 
 class DeviceTable(NamedTuple):
@@ -45,7 +47,7 @@ def device_table(table: StepTable, max_steps: int = 1000) -> DeviceTable:
 
 
 def build_sampler(
-    apply_fn: Callable[[Any, jax.Array, jax.Array, jax.Array], jax.Array], max_steps: int = 1000, guided: bool = True
+    apply_fn: Callable[..., jax.Array], max_steps: int = 1000, guidance: str = "free"
 ) -> Callable[..., jax.Array]:
     """Compile-once sampler of the network ``apply_fn(params, z[B,...], t[B] int32, context[B,L,D]) -> eps[B,...]``.
 
@@ -55,12 +57,17 @@ def build_sampler(
     key per image. The number of steps and g are traced: new values do not compile again.
 
     The noise of step i for image j depends on (keys[j], i) alone, so an image does not depend on its batch.
-    ``guided=False`` runs the conditional half only, at half the cost: ``cfg`` and ``null_context`` are ignored.
+    ``guidance``: "free", as above; "none" runs the conditional half only, at half the cost, and ``cfg`` and
+    ``null_context`` are ignored; "told" does the same with a network that knows the weight, a student of guided
+    distillation (arXiv 2210.03142): ``apply_fn(params, z, t, context, w[B])`` with w = cfg - 1.
     """
+    if guidance not in GUIDANCE:
+        raise ValueError(f"guidance is {guidance!r}; it must be one of {', '.join(GUIDANCE)}")
 
     def eps_of(params, z, t, context, cfg):
-        if not guided:
-            return apply_fn(params, z, jnp.broadcast_to(t, z.shape[:1]), context).astype(z.dtype)
+        if guidance != "free":
+            w = (jnp.broadcast_to(cfg - 1.0, z.shape[:1]),) if guidance == "told" else ()
+            return apply_fn(params, z, jnp.broadcast_to(t, z.shape[:1]), context, *w).astype(z.dtype)
         doubled = jnp.concatenate([z, z])
         eps = apply_fn(params, doubled, jnp.broadcast_to(t, doubled.shape[:1]), context).astype(z.dtype)
         cond, null = jnp.split(eps, 2)
@@ -68,7 +75,7 @@ def build_sampler(
 
     @jax.jit
     def program(params, table: DeviceTable, cfg, z_T, context, null_context, keys):
-        if guided:
+        if guidance == "free":
             context = jnp.concatenate([context, jnp.broadcast_to(null_context, context.shape)])
 
         def step(i, carry):

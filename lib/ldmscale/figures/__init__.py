@@ -2,6 +2,7 @@
 
 from ldmscale.figures.architecture import fig02
 from ldmscale.figures.data import FigureData
+from ldmscale.figures.distilled import fig13, fig19, fig20
 from ldmscale.figures.dreambooth import dreambooth_metrics, fig06
 from ldmscale.figures.efficiency import fig09
 from ldmscale.figures.grids import fig07, same_cost_grid, sample_grid
@@ -26,11 +27,14 @@ FIGURES = {
     "fig10": same_cost_grid,
     "fig11": fig11,
     "fig12": fig12,
+    "fig13": fig13,
     "fig14": sample_grid,
     "fig15": sample_grid,
     "fig16": sample_grid,
     "fig17": fig17,
     "fig18": superres_grid,
+    "fig19": fig19,
+    "fig20": fig20,
     "fig21": same_cost_grid,
     "fig22": same_cost_grid,
     "fig23": same_cost_grid,

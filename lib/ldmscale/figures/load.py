@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from ldmscale.analysis.study import StudyInfo, models_of
-from ldmscale.cells.cell import Cell
+from ldmscale.cells.cell import ON_PROMPTS, Cell
 from ldmscale.data.encoded import load_array
 from ldmscale.figures.data import Architecture, FigureData
 
@@ -51,7 +51,7 @@ def figure_data(
 
     def previews(cell: Cell) -> np.ndarray:
         folder = results / "cells" / cell.path
-        return load_array(folder / ("gallery.npy" if cell.task == "t2i" else f"{cell.task}.npy"))
+        return load_array(folder / ("gallery.npy" if cell.task in ON_PROMPTS else f"{cell.task}.npy"))
 
     architecture = None
     if network:

@@ -13,10 +13,11 @@ import numpy as np
 from ldmscale.cells.cell import Cell
 from ldmscale.data.encoded import save_array
 from ldmscale.diffusion.samplers import step_table
-from ldmscale.diffusion.sampling import build_sampler, device_table
+from ldmscale.diffusion.sampling import GUIDANCE, build_sampler, device_table
 from ldmscale.diffusion.schedule import Schedule
 from ldmscale.errors import UserError
 from ldmscale.generation.draws import Draws
+from ldmscale.models.adapter import Adapter
 from ldmscale.models.unet import UNet, UNetConfig
 from ldmscale.provenance import is_current, write_manifest
 
@@ -29,26 +30,35 @@ def image_keys(seed: int, numbers: np.ndarray) -> tuple[jax.Array, jax.Array]:
 
 
 class Generator:
-    """Samples cells of one network shape; programs compile once and serve every cell."""
+    """Samples cells of one network shape; programs compile once and serve every cell.
 
-    def __init__(self, net: UNetConfig, schedule: Schedule, latent_size: int, batch: int, seed: int):
+    The weights of an ``adapted`` network are {"unet": ..., "adapter": ...}, CoDi's.
+    """
+
+    def __init__(
+        self, net: UNetConfig, schedule: Schedule, latent_size: int, batch: int, seed: int, adapted: bool = False
+    ):
         self.schedule, self.batch, self.seed = schedule, batch, seed
         self.shape = (latent_size, latent_size, net.out_channels)
-        unet = UNet(net)
+        self._told = net.guidance_width > 0
+        unet, adapter = UNet(net), Adapter(net)
 
-        def apply(weights, z, t, context):
+        def apply(weights, z, t, context, *w):
             params, condition = weights
             seen = z if condition is None else jnp.concatenate([z, condition], axis=-1)
-            return unet.apply({"params": params}, seen, t, context)
+            if not adapted:
+                return unet.apply({"params": params}, seen, t, context, *w)
+            residuals = adapter.apply({"params": params["adapter"]}, seen, t, context)
+            return unet.apply({"params": params["unet"]}, seen, t, context, residuals=residuals)
 
-        self._programs = {guided: build_sampler(apply, guided=guided) for guided in (True, False)}
+        self._programs = {guidance: build_sampler(apply, guidance=guidance) for guidance in GUIDANCE}
         self._noise = jax.jit(jax.vmap(lambda key: jax.random.normal(key, self.shape)))
 
     def latents(self, params: Any, cell: Cell, spacing: str, draws: Draws) -> np.ndarray:
         """Sampled latents float32 [N,h,w,C] of ``draws`` at the sampler, steps and guidance of ``cell``."""
         numbers = draws.numbers
         table = device_table(step_table(cell.sampler, self.schedule, cell.steps, spacing))
-        program = self._programs[cell.cfg != 1.0]
+        program = self._programs["told" if self._told else "free" if cell.cfg != 1.0 else "none"]
         parts = []
         for start in range(0, len(numbers), self.batch):
             rows = np.arange(start, start + self.batch).clip(max=len(numbers) - 1)  # the last batch is padded
@@ -67,8 +77,8 @@ def generate(cells: list[dict[str, Any]], folder: Path, generator: Generator, dr
 
     ``draws`` is from :func:`ldmscale.generation.draws.open_draws`; ``weights`` gives a cell's parameters, ``decode``
     makes images uint8 [N,S,S,3] of latents [N,h,w,C] of unit variance. A cell's folder holds an array of images for
-    each split that it draws (of text-to-image ``gallery.npy`` and, where it is scored, ``tuning.npy`` and
-    ``heldout.npy``), and, written last, ``sample.json`` with the cell's digest.
+    each split that it draws (of text-to-image, distilled or not, ``gallery.npy`` and, where it is scored,
+    ``tuning.npy`` and ``heldout.npy``), and, written last, ``sample.json`` with the cell's digest.
     Raises UserError if what is sampled is not finite.
     """
     for number, spec in enumerate(cells, 1):

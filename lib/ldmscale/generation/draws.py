@@ -28,13 +28,13 @@ class Draws:
 def open_draws(task: str, folder: str | Path) -> Callable[..., Draws]:
     """``draws(cell, **settings) -> Draws`` of ``task``, from the folder of the stage that encoded what it draws.
 
-    Settings, beside the cell (see ``Chain.cell``): t2i ``scored``; interpolation ``noises``; superres none; dreambooth
-    ``images_per_prompt`` and ``class_images``.
+    Settings, beside the cell (see ``Chain.cell``): t2i, codi and guided ``scored``; interpolation ``noises``; superres
+    none; dreambooth ``images_per_prompt`` and ``class_images``.
     """
     folder = Path(folder)
     if task in ("superres", "dreambooth"):
         return partial({"superres": _superres, "dreambooth": _dreambooth}[task], folder)
-    return partial(_prompts if task == "t2i" else _interpolation, Prompts.load(folder))
+    return partial(_interpolation if task == "interpolation" else _prompts, Prompts.load(folder))
 
 
 def _prompts(prompts: Prompts, cell: Cell, scored: bool) -> Draws:

@@ -2,65 +2,43 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 
-from ldmscale.cells.cell import TASKS, Cell
+from ldmscale.cells.cell import ON_PROMPTS, Cell
 from ldmscale.errors import UserError
-from ldmscale.models.autoencoder import Autoencoder, AutoencoderConfig
-from ldmscale.models.clip import TextModel, TextTower
-from ldmscale.models.flops import count_flops, unet_cost
-from ldmscale.models.unet import UNetConfig
-from ldmscale.training.weights import parameter_shapes
-
-GUIDED_EVALUATIONS = 2
-CONDITIONED = "superres"  # its U-Net sees a second latent, its decoder's images begin at one that was encoded
 
 
-def scores_table(rows: list[dict[str, Any]], family: dict[str, Any]) -> pd.DataFrame:
-    """One row a cell and split (of an interpolation, one a pair and alpha), from the scores' ``rows`` and ``family``
-    (see ``Chain.scores``).
+def scores_table(rows: list[dict[str, Any]], family: dict[str, Any], costs: dict[str, Any]) -> pd.DataFrame:
+    """One row a cell and split (of an interpolation, one a pair and alpha), from the scores' ``rows``, ``family``
+    (see ``Chain.scores``) and ``costs`` (:func:`ldmscale.metrics.costs.study_costs`).
 
-    Costs: ``cost`` is the paper's (normalised cost x U-Net steps), ``nfe_cost`` counts both evaluations of a guided
-    step, ``sampling_tflops`` is a whole image's (text encoder and decoder included), ``train_gflops`` the paper's
-    training axis (GFLOPs of an evaluation x optimiser steps), ``train_flops`` what training took (3 x forward x batch).
+    Costs: ``cost`` is the paper's (normalised cost x U-Net steps; CoDi's adapter counts), ``nfe_cost`` counts both
+    evaluations of a guided step, ``sampling_tflops`` is a whole image's (text encoder and decoder included),
+    ``train_gflops`` the paper's training axis (GFLOPs of an evaluation x optimiser steps), ``train_flops`` what the
+    last training run took (forwards, backwards, teachers, batch).
     """
-    text, size, channels = TextTower(**family["text"]), family["latent_size"], family["ae"]["latent_channels"]
-    nets = {model: UNetConfig(**net) for model, net in family["models"].items()}
-    costs = {model: unet_cost(net, size, text.context_length) for model, net in nets.items()}
-    widened = {
-        model: unet_cost(replace(net, in_channels=2 * net.in_channels), size, text.context_length)
-        for model, net in nets.items()
-        if CONDITIONED in family["finetune"]
-    }
-    reference = unet_cost(UNetConfig(**family["reference"]), size, text.context_length)
-    ae = AutoencoderConfig(**family["ae"])
-    fixed = encoder_flops(ae, text, (size, size, channels))
-
-    def batch(cell: Cell) -> int:
-        return family["finetune"].get(cell.task) or family["batch"][cell.model]
-
     table = []
     for row in rows:
         cell = Cell.parse(row["cell"])
-        guided = GUIDED_EVALUATIONS if cell.cfg != 1.0 else 1
-        # The paper's axes know the family's networks; what an image or a training run takes is the task's own.
-        cost = costs[cell.model]
-        own = widened[cell.model] if cell.task == CONDITIONED else cost
-        norm_cost = cost.flops / reference.flops
+        plain = costs["models"][cell.model]
+        own = costs["finetuned"].get(cell.task, costs["models"])[cell.model]["flops"]
+        # A student of guided distillation is told the guidance weight; the others evaluate twice for it.
+        guided = 2 if cell.cfg != 1.0 and cell.task != "guided" else 1
+        batch = family["finetune"].get(cell.task) or family["batch"][cell.model]
+        # The paper's axes know the family's networks, and an adapter; what an image takes is the task's own.
+        norm_cost = plain["flops"] / costs["reference"]
+        step = own / costs["reference"] if cell.task == "codi" else norm_cost
         table.append(
             {
                 "cell": row["cell"],
                 "task": cell.task,
                 "model": cell.model,
-                "filters": nets[cell.model].filters,
-                "params": cost.params,
-                "gflops": cost.flops / 1e9,
+                "filters": family["filters"][cell.model],
+                "params": plain["params"],
+                "gflops": plain["flops"] / 1e9,
                 "norm_cost": norm_cost,
                 "weights": cell.weights,
                 "train_step": cell.train_step,
@@ -69,35 +47,36 @@ def scores_table(rows: list[dict[str, Any]], family: dict[str, Any]) -> pd.DataF
                 "evaluations": row["evaluations"],
                 "cfg": cell.cfg,
                 **{k: v for k, v in row.items() if k not in ("cell", "evaluations")},
-                "cost": norm_cost * row["evaluations"],
-                "nfe_cost": norm_cost * row["evaluations"] * guided,
-                "sampling_tflops": (own.flops * row["evaluations"] * guided + fixed[cell.task]) / 1e12,
-                "train_gflops": cost.flops / 1e9 * cell.train_step,
-                "train_flops": 3.0 * own.flops * batch(cell) * cell.train_step,
+                "cost": step * row["evaluations"],
+                "nfe_cost": step * row["evaluations"] * guided,
+                "sampling_tflops": (own * row["evaluations"] * guided + _beside(cell.task, costs)) / 1e12,
+                "train_gflops": plain["flops"] / 1e9 * cell.train_step,
+                "train_flops": _training(cell.task, own, plain["flops"]) * batch * cell.train_step,
             }
         )
     frame = pd.DataFrame(table)
-    bad = frame.loc[(frame["task"] == "t2i") & ~np.isfinite(frame[["fid", "clip"]]).all(axis=1), "cell"]
+    drawn = frame["task"].isin(ON_PROMPTS)
+    bad = frame.loc[drawn & ~np.isfinite(frame[["fid", "clip"]]).all(axis=1), "cell"]
     if len(bad):
         raise UserError(f"the scores of {bad.iloc[0]} are not finite: its images or features are broken")
     return frame.sort_values(["filters", "cell", "split"], ignore_index=True, kind="stable")
 
 
-def encoder_flops(ae: AutoencoderConfig, text: TextTower, latent: tuple[int, int, int]) -> dict[str, int]:
-    """FLOPs of what an image costs beside the U-Net, by task: captions and images encoded, its latent decoded.
+def _training(task: str, own: int, plain: int) -> int:
+    """FLOPs of an optimiser step for each image of its batch; a backward pass counts as two forward ones.
 
-    Guided tasks encode two captions; super-resolution encodes the empty one and the low-resolution image.
+    CoDi's student is guided (two evaluations), as is its target, and its teacher is the plain network, evaluated once;
+    guided distillation evaluates its teacher twice.
     """
-    network, encoder = Autoencoder(ae), TextModel(text)
-    z = jax.ShapeDtypeStruct((1, *latent), jnp.float32)
-    image = jax.ShapeDtypeStruct((1, latent[0] * ae.factor, latent[1] * ae.factor, 3), jnp.float32)
-    passes = {
-        method: count_flops(
-            lambda p, x, m=method: network.apply({"params": p}, x, method=m), parameter_shapes(ae), seen
-        )
-        for method, seen in (("encode", image), ("decode", z))
-    }
-    tokens = jax.ShapeDtypeStruct((1, text.context_length), jnp.int32)
-    caption = count_flops(lambda p, t: encoder.apply({"params": p}, t), parameter_shapes(text), tokens)
-    usual = passes["decode"] + 2 * caption
-    return {task: usual for task in TASKS} | {CONDITIONED: passes["encode"] + passes["decode"] + caption}
+    return {"codi": 3 * 2 * own + 2 * own + plain, "guided": 3 * own + 2 * own}.get(task, 3 * own)
+
+
+def _beside(task: str, costs: dict[str, Any]) -> int:
+    """FLOPs of what an image costs beside the U-Net: its captions encoded, its latent decoded.
+
+    Guided tasks encode two captions; super-resolution encodes the empty one and the low-resolution image; a student of
+    guided distillation has no empty caption.
+    """
+    if task == "superres":
+        return costs["encode"] + costs["decode"] + costs["caption"]
+    return costs["decode"] + (1 if task == "guided" else 2) * costs["caption"]

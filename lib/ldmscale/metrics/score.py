@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ldmscale.cells.cell import Cell
+from ldmscale.cells.cell import ON_PROMPTS, Cell
 from ldmscale.data.encoded import load_array
 from ldmscale.errors import UserError
 from ldmscale.metrics import interpolation
@@ -21,8 +21,8 @@ from ldmscale.provenance import is_current, read_json, read_manifest, write_mani
 
 SPLITS = ("tuning", "heldout")
 # What a cell of each task is scored on.
-FILES = {"t2i": SPLITS, "interpolation": (interpolation.FILE,), "superres": ("superres",),
-         "dreambooth": ("dreambooth", "class")}  # fmt: skip
+FILES = {**dict.fromkeys(ON_PROMPTS, SPLITS), "interpolation": (interpolation.FILE,),
+         "superres": ("superres",), "dreambooth": ("dreambooth", "class")}  # fmt: skip
 
 
 @dataclass(frozen=True)

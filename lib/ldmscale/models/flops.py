@@ -13,10 +13,10 @@ from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Jaxpr
 
-from ldmscale.models.unet import UNet, UNetConfig
+from ldmscale.models.adapter import Adapter
+from ldmscale.models.unet import UNet, UNetConfig, unet_inputs
 
 
 @dataclass(frozen=True)
@@ -43,15 +43,20 @@ def parameter_count(module: nn.Module, *abstract_args: Any) -> int:
 
 def unet_cost(config: UNetConfig, latent_size: int, context_length: int) -> Cost:
     """Cost of the U-Net on one latent of ``latent_size`` x ``latent_size`` with ``context_length`` text tokens."""
-    module = UNet(config)
-    args = (
-        jax.ShapeDtypeStruct((1, latent_size, latent_size, config.in_channels), jnp.float32),
-        jax.ShapeDtypeStruct((1,), jnp.int32),
-        jax.ShapeDtypeStruct((1, context_length, config.context_width), jnp.float32),
-    )
-    variables = _abstract_init(module, *args)
+    return _cost(UNet(config), *unet_inputs(config, latent_size, context_length))
+
+
+def codi_cost(config: UNetConfig, latent_size: int, context_length: int) -> Cost:
+    """Cost of the U-Net and its adapter (:mod:`ldmscale.models.adapter`) on one latent, as :func:`unet_cost`'s."""
+    unet = unet_cost(config, latent_size, context_length)
+    adapter = _cost(Adapter(config), *unet_inputs(config, latent_size, context_length))
+    return Cost(params=unet.params + adapter.params, flops=unet.flops + adapter.flops)
+
+
+def _cost(module: nn.Module, *abstract_args: Any) -> Cost:
+    variables = _abstract_init(module, *abstract_args)
     params = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(variables["params"]))
-    return Cost(params=params, flops=count_flops(module.apply, variables, *args))
+    return Cost(params=params, flops=count_flops(module.apply, variables, *abstract_args))
 
 
 def _abstract_init(module: nn.Module, *abstract_args: Any) -> dict:

@@ -8,18 +8,19 @@ With the default configuration ``filters=320`` is the 866M model of arXiv 2404.0
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from ldmscale.errors import UserError
-from ldmscale.models.layers import Attention, Conv, Dense, Downsample, GroupNorm, LayerNorm, ResnetBlock, Upsample
+from ldmscale.models.layers import Conv, Downsample, GroupNorm, ResnetBlock, Upsample
+from ldmscale.models.unet_layers import TimestepEmbedding, Transformer, guidance_features, timestep_features
 
 NORM_EPSILON = 1e-5
-TRANSFORMER_NORM_EPSILON = 1e-6
-MAX_PERIOD = 10_000
 DTYPES = ("float32", "bfloat16")
 
 
@@ -30,6 +31,7 @@ class UNetConfig:
 
     ``heads`` is one number or, as in Stable Diffusion 2, one a level. ``dtype`` is the type of the activations and
     products, "float32" or "bfloat16"; parameters, norms, softmax and the prediction are float32 either way.
+    ``guidance_width`` is the width of the embedding of the guidance weight, 0 for a network that does not take one.
 
     Raises UserError if the lengths disagree or if ``norm_groups`` or ``heads`` cannot divide a level's channels.
     """
@@ -44,6 +46,7 @@ class UNetConfig:
     in_channels: int = 4
     out_channels: int = 4
     dtype: str = "float32"
+    guidance_width: int = 0
 
     def __post_init__(self):
         if not isinstance(self.heads, int):
@@ -62,6 +65,8 @@ class UNetConfig:
                 raise UserError(f"{key} is {getattr(self, key)}: it must be a positive whole number.")
         if min(self.level_heads) < 1:
             raise UserError(f"heads is {self.heads}: it must be a positive whole number.")
+        if self.guidance_width < 0 or 0 < self.guidance_width < 4:
+            raise UserError(f"guidance_width is {self.guidance_width}: it must be 0 (none) or a number from 4 on.")
         if self.dtype not in DTYPES:
             raise UserError(f"dtype is '{self.dtype}': it must be {' or '.join(DTYPES)}.")
         # The middle block always attends, so the last level's channels count as an attention's.
@@ -84,73 +89,6 @@ class UNetConfig:
     def widths(self) -> tuple[int, ...]:
         """Channels of each level, from the full resolution down."""
         return tuple(self.filters * m for m in self.channel_mult)
-
-
-def timestep_features(t: jax.Array, width: int) -> jax.Array:
-    """Sinusoidal features of timesteps ``t`` [B] -> [B,width]: cosines first, lowest period 2 pi (diffusers' Timesteps
-    with flip_sin_to_cos=True, downscale_freq_shift=0)."""
-    half = width // 2
-    angles = t.astype(jnp.float32)[:, None] * jnp.exp(-math.log(MAX_PERIOD) * jnp.arange(half) / half)
-    features = jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
-    return jnp.pad(features, ((0, 0), (0, width % 2)))
-
-
-class TimestepEmbedding(nn.Module):
-    """Two dense layers on the sinusoidal features: [B,F] -> [B,width]."""
-
-    width: int
-
-    @nn.compact
-    def __call__(self, features: jax.Array) -> jax.Array:
-        return Dense(self.width, name="linear_2")(nn.silu(Dense(self.width, name="linear_1")(features)))
-
-
-class GEGLU(nn.Module):
-    """x [B,T,C] -> [B,T,width]: a linear layer gated by the exact GELU of another (Shazeer, arXiv 2002.05202)."""
-
-    width: int
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        value, gate = jnp.split(Dense(2 * self.width, name="proj")(x), 2, axis=-1)
-        # The exact GELU through erf: XLA:CPU spends less on it than on jax.nn.gelu's erfc, forward and backward.
-        return value * gate * (0.5 + 0.5 * jax.lax.erf(gate * math.sqrt(0.5)))
-
-
-class FeedForward(nn.Module):
-    """GEGLU of four times the width, then back: [B,T,C] -> [B,T,C]."""
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        return Dense(x.shape[-1], name="net_2")(GEGLU(4 * x.shape[-1], name="net_0")(x))
-
-
-class BasicTransformerBlock(nn.Module):
-    """Self-attention, cross-attention on ``context`` [B,L,D], feed-forward; pre-norm residuals on x [B,T,C]."""
-
-    heads: int
-
-    @nn.compact
-    def __call__(self, x: jax.Array, context: jax.Array) -> jax.Array:
-        x = x + Attention(self.heads, name="attn1")(LayerNorm(name="norm1")(x))
-        x = x + Attention(self.heads, name="attn2")(LayerNorm(name="norm2")(x), context)
-        return x + FeedForward(name="ff")(LayerNorm(name="norm3")(x))
-
-
-class Transformer(nn.Module):
-    """A transformer over the pixels of x [B,H,W,C] with one block (diffusers Transformer2DModel)."""
-
-    heads: int
-    groups: int
-
-    @nn.compact
-    def __call__(self, x: jax.Array, context: jax.Array) -> jax.Array:
-        batch, height, width, channels = x.shape
-        h = GroupNorm(self.groups, TRANSFORMER_NORM_EPSILON, name="norm")(x).reshape(batch, height * width, channels)
-        h = Dense(channels, name="proj_in")(h)
-        h = BasicTransformerBlock(self.heads, name="transformer_blocks_0")(h, context)
-        h = Dense(channels, init=nn.initializers.zeros, name="proj_out")(h)
-        return x + h.reshape(x.shape)
 
 
 class _Level(nn.Module):
@@ -219,8 +157,42 @@ class UpBlock(_Level):
         return x
 
 
+class Residuals(NamedTuple):
+    """What is added to a U-Net's ``skips``, in the order in which they arise, and to its middle block's output, all
+    [B,h,w,C] in the type of its activations."""
+
+    skips: list[jax.Array]
+    mid: jax.Array
+
+
+def encode(
+    config: UNetConfig, z: jax.Array, t: jax.Array, context: jax.Array, w: jax.Array | None = None
+) -> tuple[list[jax.Array], jax.Array, jax.Array, jax.Array]:
+    """The way down and the middle block, as submodules of the module whose compact method calls this -> (skips, the
+    middle block's output, embedding, ``context`` in the type of the activations).
+
+    Raises ValueError if ``w`` is given to a network that does not take it, or missing where it does.
+    """
+    if (w is None) == (config.guidance_width > 0):
+        raise ValueError(f"guidance_width is {config.guidance_width}, but w is {'missing' if w is None else 'given'}")
+    dtype, first, last = jnp.dtype(config.dtype), config.widths[0], len(config.widths) - 1
+    z, context, features = (x.astype(dtype) for x in (z, context, timestep_features(t, first)))
+    guidance = () if w is None else (guidance_features(w, config.guidance_width).astype(dtype),)
+    embedding = TimestepEmbedding(4 * first, name="time_embedding")(features, *guidance)
+    x = Conv(first, name="conv_in")(z)
+    skips = [x]
+    for level in range(last + 1):
+        x, new_skips = DownBlock(config, level, name=f"down_blocks_{level}")(x, embedding, context)
+        skips += new_skips
+    return skips, MidBlock(config, last, name="mid_block")(x, embedding, context), embedding, context
+
+
 class UNet(nn.Module):
     """Noise prediction: z [B,H,W,Cin] float32, t [B] int32 in 0..999, context [B,L,D] float32 -> eps [B,H,W,Cout].
+
+    ``w`` [B] float32, where ``config.guidance_width`` says so, is the guidance weight CFG - 1 whose guided prediction
+    this is (Meng et al., arXiv 2210.03142; diffusers' ``timestep_cond``). ``residuals`` are an adapter's
+    (:class:`ldmscale.models.adapter.Adapter`). Raises ValueError where ``w`` does not fit the configuration.
 
     The last convolution of every resnet block and transformer and of the network start at zero, as in the latent
     diffusion authors' code: each residual branch starts as the identity and the first prediction is 0.
@@ -229,21 +201,39 @@ class UNet(nn.Module):
     config: UNetConfig
 
     @nn.compact
-    def __call__(self, z: jax.Array, t: jax.Array, context: jax.Array) -> jax.Array:
-        config, dtype = self.config, jnp.dtype(self.config.dtype)
-        first, last = config.widths[0], len(config.widths) - 1
-        z, context, features = (x.astype(dtype) for x in (z, context, timestep_features(t, first)))
-        embedding = TimestepEmbedding(4 * first, name="time_embedding")(features)
-        x = Conv(first, name="conv_in")(z)
-        skips = [x]
-        for level in range(last + 1):
-            x, new_skips = DownBlock(config, level, name=f"down_blocks_{level}")(x, embedding, context)
-            skips += new_skips
-        x = MidBlock(config, last, name="mid_block")(x, embedding, context)
+    def __call__(
+        self,
+        z: jax.Array,
+        t: jax.Array,
+        context: jax.Array,
+        w: jax.Array | None = None,
+        residuals: Residuals | None = None,
+    ) -> jax.Array:
+        config = self.config
+        skips, x, embedding, context = encode(config, z, t, context, w)
+        if residuals is not None:
+            skips = [skip + residual for skip, residual in zip(skips, residuals.skips, strict=True)]
+            x = x + residuals.mid
+        last = len(config.widths) - 1
         for i in range(last + 1):
             x = UpBlock(config, last - i, name=f"up_blocks_{i}")(x, skips, embedding, context)
         x = nn.silu(GroupNorm(config.norm_groups, NORM_EPSILON, name="conv_norm_out")(x))
         return Conv(config.out_channels, zero=True, name="conv_out")(x).astype(jnp.float32)
+
+
+def unet_inputs(config: UNetConfig, size: int, tokens: int) -> tuple[jax.ShapeDtypeStruct, ...]:
+    """Shapes of what the network takes for one latent of ``size`` x ``size`` and ``tokens`` text states: z, t, context
+    and, where it takes one, w."""
+    shapes = (1, size, size, config.in_channels), (1,), (1, tokens, config.context_width), (1,)
+    types = jnp.float32, jnp.int32, jnp.float32, jnp.float32
+    inputs = tuple(jax.ShapeDtypeStruct(*one) for one in zip(shapes, types, strict=True))
+    return inputs if config.guidance_width else inputs[:3]
+
+
+def with_guidance(params: Mapping[str, Any], config: UNetConfig) -> dict[str, Any]:
+    """A U-Net's ``params`` as those of ``config``, which takes a guidance weight and, so far, does nothing with it."""
+    cond_proj = {"kernel": jnp.zeros((config.guidance_width, config.widths[0]))}
+    return {**params, "time_embedding": {**params["time_embedding"], "cond_proj": cond_proj}}
 
 
 def skeleton(config: UNetConfig, latent_size: int) -> list[dict]:

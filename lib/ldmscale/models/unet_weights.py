@@ -1,10 +1,18 @@
-"""Published Stable Diffusion U-Nets: diffusers' ``UNet2DConditionModel`` files and configs, in and out."""
+"""Published Stable Diffusion U-Nets: diffusers' ``UNet2DConditionModel`` files and configs, in and out.
+
+Adapters go as ``ControlNetModel``'s. Its files also hold an embedding of the image that it is conditioned on, whose
+output is added to ``conv_in``'s. Ours has none: one that is read has to end in zeros, so that it adds nothing
+whatever the image (so it begins, and so it stays where no image was given in training), and one of zeros is written.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from ldmscale.errors import UserError
 from ldmscale.models.published_config import PublishedConfig
 from ldmscale.models.unet import NORM_EPSILON, UNetConfig
 from ldmscale.models.weights import Stored, from_tree, read_tensors, to_tree, torch_name
@@ -12,6 +20,7 @@ from ldmscale.models.weights import Stored, from_tree, read_tensors, to_tree, to
 LISTS = (
     "down_blocks",
     "up_blocks",
+    "controlnet_down_blocks",
     "resnets",
     "attentions",
     "transformer_blocks",
@@ -33,6 +42,7 @@ SHAPE = {
     "attention_head_dim": 8,
     "cross_attention_dim": 1280,
     "norm_num_groups": 32,
+    "time_cond_proj_dim": None,
 }
 # ... what has to stay as it is in Stable Diffusion (several values mean the same), ...
 FIXED = {
@@ -63,7 +73,6 @@ FIXED = {
     "time_embedding_dim": None,
     "time_embedding_act_fn": None,
     "timestep_post_act": None,
-    "time_cond_proj_dim": None,
     "conv_in_kernel": 3,
     "conv_out_kernel": 3,
     "attention_type": "default",
@@ -79,6 +88,9 @@ FREE = (
     "projection_class_embeddings_input_dim",
     "class_embeddings_concat",
 )
+
+CONDITION = "controlnet_cond_embedding"
+CONDITION_HALVINGS = 3  # of the image's side, as Stable Diffusion's autoencoder does; one channel is the least width
 
 
 def published_name(dotted: str) -> str:
@@ -98,6 +110,32 @@ def load_unet(path: str | Path, like: Any) -> Any:
 def diffusers_tensors(params: Any) -> Stored:
     """``params`` as the tensors of a diffusers file, for :func:`diffusers_config`'s network."""
     return from_tree(params, published_name)
+
+
+def load_adapter(path: str | Path, like: Any) -> Any:
+    """Parameters of :class:`ldmscale.models.adapter.Adapter` from a ControlNet's file or folder, as :func:`load_unet`.
+
+    Raises UserError also where an image would change what the ControlNet says.
+    """
+    stored = read_tensors(path)
+    for name, tensor in stored.items():
+        if name.startswith(f"{CONDITION}.conv_out.") and tensor.any():
+            raise UserError(
+                f"{path}: tensor '{name}' is not zero, so it is a ControlNet that was trained on images; an adapter "
+                "takes none"
+            )
+    return to_tree(stored, like, published_name, path, ignore=[rf"{CONDITION}\..*"])
+
+
+def adapter_tensors(params: Any) -> Stored:
+    """``params`` as the tensors of a diffusers file, for :func:`adapter_config`'s network."""
+    stored = from_tree(params, published_name)
+    widths = {"conv_in": (1, 3), "conv_out": (len(stored["conv_in.bias"]), 1)}
+    widths |= {f"blocks.{i}": (1, 1) for i in range(2 * CONDITION_HALVINGS)}
+    for name, (cout, cin) in widths.items():
+        stored[f"{CONDITION}.{name}.weight"] = np.zeros((cout, cin, 3, 3), np.float32)
+        stored[f"{CONDITION}.{name}.bias"] = np.zeros(cout, np.float32)
+    return stored
 
 
 def diffusers_config(config: UNetConfig, latent_size: int) -> dict[str, Any]:
@@ -121,6 +159,7 @@ def diffusers_config(config: UNetConfig, latent_size: int) -> dict[str, Any]:
         "cross_attention_dim": config.context_width,
         "norm_num_groups": config.norm_groups,
         "norm_eps": NORM_EPSILON,
+        "time_cond_proj_dim": config.guidance_width or None,
         "use_linear_projection": True,
         "act_fn": "silu",
         "flip_sin_to_cos": True,
@@ -129,6 +168,14 @@ def diffusers_config(config: UNetConfig, latent_size: int) -> dict[str, Any]:
         "downsample_padding": 1,
         "mid_block_scale_factor": 1,
     }
+
+
+def adapter_config(config: UNetConfig) -> dict[str, Any]:
+    """``config.json`` of the adapter of ``config``'s network in diffusers."""
+    unet_alone = ("sample_size", "out_channels", "up_block_types", "time_cond_proj_dim", "center_input_sample")
+    shared = {key: value for key, value in diffusers_config(config, 1).items() if key not in unet_alone}
+    widths = [1] * (CONDITION_HALVINGS + 1)
+    return {**shared, "_class_name": "ControlNetModel", "conditioning_embedding_out_channels": widths}
 
 
 def unet_config(path: str | Path) -> tuple[UNetConfig, int]:
@@ -161,5 +208,6 @@ def unet_config(path: str | Path) -> tuple[UNetConfig, int]:
         stored.whole("cross_attention_dim"),
         stored.whole("in_channels"),
         stored.whole("out_channels"),
+        guidance_width=0 if stored["time_cond_proj_dim"] is None else stored.whole("time_cond_proj_dim"),
     )
     return config, stored.whole("sample_size")

@@ -8,11 +8,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ldmscale.models.adapter import adapter_parameters
 from ldmscale.models.autoencoder import Autoencoder, AutoencoderConfig
 from ldmscale.models.autoencoder_weights import load_autoencoder
 from ldmscale.models.clip import CLIP, CLIPConfig, TextModel, TextTower
 from ldmscale.models.clip_weights import load_clip, load_text_model
-from ldmscale.models.unet import UNet, UNetConfig
+from ldmscale.models.unet import UNet, UNetConfig, unet_inputs
 from ldmscale.models.unet_weights import load_unet
 from ldmscale.training.checkpoint import is_checkpoint, load_tree
 
@@ -41,8 +42,7 @@ def parameter_shapes(config: Config) -> Any:
             network, args = TextModel(config), (shape(1, config.context_length, dtype=jnp.int32),)
         case UNetConfig():
             side = 2 ** len(config.widths)  # of any latent; the parameters do not depend on it
-            latent, text = shape(1, side, side, config.in_channels), shape(1, 1, config.context_width)
-            network, args = UNet(config), (latent, shape(1, dtype=jnp.int32), text)
+            network, args = UNet(config), unet_inputs(config, side, 1)
     return jax.eval_shape(network.init, jax.random.key(0), *args)["params"]
 
 
@@ -54,6 +54,20 @@ def load_weights(path: str | Path, config: Config) -> Any:
     """
     like = parameter_shapes(config)
     return load_tree(path, like)[0] if is_checkpoint(path) else PUBLISHED[type(config)](path, like)
+
+
+def load_adapted(path: str | Path, config: UNetConfig, unet: str | Path | None) -> dict[str, Any]:
+    """What CoDi samples with: {"unet": parameters, "adapter": parameters} of ``config``'s U-Net.
+
+    The U-Net's are those of the file ``unet``, or with None, where distillation trained them too, in ``path`` as well.
+
+    Raises:
+        UserError: as :func:`load_weights`.
+    """
+    shapes = parameter_shapes(config)
+    like = {"adapter": jax.eval_shape(adapter_parameters, shapes)} | ({} if unet else {"unet": shapes})
+    tree = load_tree(path, like)[0]
+    return {**tree, "unet": load_weights(unet, config)} if unet else tree
 
 
 def check_weights(path: str | Path, config: Config) -> Path:

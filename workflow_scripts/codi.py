@@ -1,0 +1,36 @@
+"""Distil a model by conditional consistency, keeping its weights at the checkpoints."""
+
+from pathlib import Path
+
+from ldmscale.data.encoded import Latents
+from ldmscale.diffusion.schedule import Schedule
+from ldmscale.jobs import job
+from ldmscale.models.unet import UNetConfig
+from ldmscale.provenance import read_manifest, write_manifest
+from ldmscale.tasks.codi import CoDiTask
+from ldmscale.training.loop import TrainConfig, train
+from ldmscale.training.weights import load_weights
+
+with job(snakemake.log[0], snakemake.threads) as say:
+    params, inputs, output = snakemake.params[0], snakemake.params[0]["inputs"], Path(snakemake.output[0])
+    base, source = Path(snakemake.input.model), Path(snakemake.input.latents)
+    latents = Latents.load(source.parent, read_manifest(source, "latents", inputs["latents"])["scale"])
+    net = UNetConfig(**params["net"])
+    teacher = read_manifest(base, base.stem, inputs["model"])["weights"][params["base"]]
+    settings = dict(params["train"])
+    task = CoDiTask(
+        net,
+        Schedule(**params["diffusion"]),
+        load_weights(teacher, net),
+        latents,
+        settings.pop("batch"),
+        params["seed"],
+        trainable=params["trainable"],
+        cfg=tuple(params["cfg"]),
+    )
+    config = TrainConfig(**settings, steps=params["steps"], seed=params["seed"])
+    kept = train(task, config, output.with_suffix(""), params["digest"], keep=params["checkpoints"], say=say)
+    weights = {f"codi-{step}": str(path) for step, path in kept.items()}
+    # The adapter's U-Net is the teacher's; where it was trained as well, it is in the checkpoint.
+    unet = teacher if params["trainable"] == "adapter" else None
+    write_manifest(output, "codi", params["digest"], weights=weights, unet=unet)
