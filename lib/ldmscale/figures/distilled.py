@@ -155,7 +155,7 @@ def fig19(data: FigureData) -> Figure:
     for i, (ax, model) in enumerate(zip(axes, models, strict=False)):
         mine = both[both["model"] == model.name]
         for n, look in looks.items():
-            style.curve(ax, mine[mine["student"] >= n], "steps", "fid", **look)
+            style.curve(ax, mine[mine["student"] == n], "steps", "fid", **look)
         style.curve(ax, mine[mine["task"] == "t2i"], "steps", "fid", zorder=3, **plain)
         style.steps_axis(ax, sorted(mine["steps"].unique()), PANEL - 0.4)
         style.fid_axis(ax, both["fid"])
