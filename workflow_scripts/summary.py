@@ -1,5 +1,6 @@
 """Say what the run shows of each of the paper's findings."""
 
+from ldmscale.analysis.distilled import distilled_findings
 from ldmscale.analysis.downstream import downstream_findings
 from ldmscale.analysis.findings import evaluate
 from ldmscale.analysis.summary import summary_markdown
@@ -11,7 +12,8 @@ from ldmscale.provenance import atomic_path, read_manifest
 with job(snakemake.log[0], snakemake.threads):
     params = snakemake.params[0]
     scores = read_scores(snakemake.input.scores, params["scores"])
-    found = evaluate(scores, experiments_of(params)) + downstream_findings(scores)
+    experiments = experiments_of(params)
+    found = evaluate(scores, experiments) + downstream_findings(scores) + distilled_findings(scores, experiments)
     baselines = ()
     if snakemake.input.baselines:
         baselines = read_manifest(snakemake.input.baselines, "baselines", params["baselines"])["rows"]

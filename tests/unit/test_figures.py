@@ -63,7 +63,18 @@ def nine_steps():
 
 
 STUDIES = {"small": small_study, "paper": paper_study, "four": four_models, "nine": nine_steps, "named": long_names}
-DOWNSTREAM = ("fig04", "fig05", "fig06", "fig12", "fig17", "fig18", "dreambooth")  # in test files of their own
+DOWNSTREAM = (
+    "fig04",
+    "fig05",
+    "fig06",
+    "fig12",
+    "fig13",
+    "fig17",
+    "fig18",
+    "fig19",
+    "fig20",
+    "dreambooth",
+)  # in test files of their own
 T2I = [figure for figure in FIGURES if figure not in DOWNSTREAM]
 GRIDS = ("fig01", "fig07", "fig10", "fig14", "fig15", "fig16", "fig21", "fig22", "fig23", "fig24")
 
