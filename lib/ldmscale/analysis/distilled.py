@@ -189,10 +189,10 @@ def codi_few_steps(codi: pd.DataFrame, undistilled: pd.DataFrame, grid: pd.DataF
     if flow.empty:
         return found
     each = ", ".join(f"{row.model} {row.fid:.4g}" for row in flow.itertuples())
+    steps = flow["steps"].iloc[0]
     goal = (
-        f" The recipe trains consistency along the unguided flow of the pretrained model, whose FID in "
-        f"{flow['steps'].iloc[0]} steps is {each}: what is learnt perfectly ends there, and where 4 guided steps are as "
-        "good already there is nothing to gain."
+        f" The recipe trains consistency along the pretrained model's unguided flow, whose FID in {steps} steps is "
+        f"{each}: perfect training ends there, and where {FEW_STEPS} guided steps are no worse, nothing can be gained."
     )
     return replace(found, note=found.note + goal)
 

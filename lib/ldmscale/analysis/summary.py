@@ -88,9 +88,8 @@ def _downstream_head(tasks: Mapping[str, pd.DataFrame]) -> str:
         )
     for task, name in ((CODI, "CoDi"), (GUIDED, "Guided distillation")):
         if len(rows := tasks[task]):
-            lines.append(
-                f"{name} | {_finetuned(rows)} ({rows['model'].nunique()} models); sampled in {_span(rows['steps'])} steps"
-            )
+            made = f"{_finetuned(rows)} ({rows['model'].nunique()} models)"
+            lines.append(f"{name} | {made}; sampled in {_span(rows['steps'])} steps")
     cells = [line.split(" | ", 1) for line in lines]
     return "".join(f"\n| {name} | {markdown_text(text)} |" for name, text in cells)
 
