@@ -137,7 +137,7 @@ def a_resumed_run_replays(task, stopping, folder: Path, steps=40, **settings):
 
 def trained(task, steps, init, **settings):
     """Parameters after ``steps`` of the loop's own step from ``init``."""
-    config = TrainConfig(steps=steps, warmup=0, weight_decay=0.0, seed=1, **settings)
+    config = TrainConfig(steps=steps, warmup=0, weight_decay=0.0, seed=1, flat=False, **settings)
     step = build_step(task, config)
     copies = [jax.tree.map(jnp.array, init) for _ in range(2)]
     state = TrainState(jnp.zeros((), jnp.int32), *copies, config.optimizer().init(init))

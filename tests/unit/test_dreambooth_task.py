@@ -14,7 +14,7 @@ from ldmscale.models.unet import UNetConfig
 from ldmscale.tasks.dreambooth import RECIPE, Concept, DreamBoothTask
 from ldmscale.tasks.pretrain import PretrainTask
 from ldmscale.training.checkpoint import load_tree
-from ldmscale.training.loop import TrainConfig, build_step, initial_state, train
+from ldmscale.training.loop import TrainConfig, build_step, initial_state, packing, train
 
 SCHEDULE = Schedule()
 UNET = UNetConfig(
@@ -64,13 +64,14 @@ def unet_task():
 
 def test_training_starts_from_the_pretrained_network_and_moves_at_the_recipes_rate(unet_task):
     config = TrainConfig(**RECIPE, seed=1)
+    tree = packing(unet_task).unpack
     for seed in (0, 1):
         state = initial_state(unet_task, replace(config, seed=seed))
-        jax.tree.map(np.testing.assert_array_equal, state.params, unet_task.params)
-        jax.tree.map(np.testing.assert_array_equal, state.ema, unet_task.params)
+        jax.tree.map(np.testing.assert_array_equal, tree(state.params), unet_task.params)
+        jax.tree.map(np.testing.assert_array_equal, tree(state.ema), unet_task.params)
     after, loss = build_step(unet_task, config)(state, unet_task.batch(0))
     assert np.isfinite(loss)
-    moved = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), after.params, unet_task.params)
+    moved = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), tree(after.params), unet_task.params)
     # AdamW's first step is at most the rate, and the decay a hundredth of it.
     assert all(0 <= x <= 5e-6 * 1.02 + 3e-8 for x in jax.tree.leaves(moved))
     assert max(jax.tree.leaves(moved)) > 4e-6

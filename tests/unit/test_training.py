@@ -3,7 +3,7 @@
 import json
 import math
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
@@ -15,7 +15,17 @@ from safetensors.numpy import load_file, save_file
 
 from ldmscale.errors import UserError
 from ldmscale.training.checkpoint import METADATA, load_tree, save_tree
-from ldmscale.training.loop import TrainConfig, TrainState, build_step, ema_decay, epoch_batch, train
+from ldmscale.training.loop import (
+    TrainConfig,
+    TrainState,
+    build_step,
+    ema_decay,
+    epoch_batch,
+    initial_state,
+    packing,
+    train,
+)
+from ldmscale.training.packing import Packing
 
 X = np.random.default_rng(0).normal(size=(50, 3)).astype(np.float32)
 Y = X @ np.array([[1.0], [-2.0], [0.5]], np.float32) + 0.1
@@ -85,7 +95,7 @@ def test_the_average_forgets_its_start_and_then_decays():
 
 
 def test_a_step_averages_the_new_parameters_and_repeats_from_its_number():
-    task, config = Line(), CONFIG
+    task, config = Line(), replace(CONFIG, flat=False)
     params = {"w": jnp.ones((3, 1)), "b": jnp.ones(1)}
     ema = {"w": jnp.zeros((3, 1)), "b": jnp.zeros(1)}
 
@@ -102,6 +112,28 @@ def test_a_step_averages_the_new_parameters_and_repeats_from_its_number():
     np.testing.assert_allclose(after.ema["w"], (1 - d) * after.params["w"], rtol=1e-6)
     assert loss == loss_again
     jax.tree.map(np.testing.assert_array_equal, after, again)
+
+
+def test_in_one_vector_the_numbers_are_those_of_the_tensors():
+    task, ends = Line(), []
+    for flat in (True, False):
+        config = replace(CONFIG, flat=flat)
+        step, state = build_step(task, config), initial_state(task, config)
+        for number in range(5):
+            state, loss = step(state, task.batch(number))
+        trees = [packing(task).unpack(x) if flat else x for x in (state.params, state.ema)]
+        ends.append([*trees, loss])
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), *ends)
+
+
+def test_a_tree_lies_in_a_vector_and_comes_back():
+    tree = {"b": jnp.arange(6.0).reshape(2, 3), "a": [jnp.array(7.0), jnp.zeros((2, 0))]}
+    packed = Packing(tree)
+    vector = packed.pack(tree)
+    assert vector.shape == (7,)
+    jax.tree.map(np.testing.assert_array_equal, packed.unpack(vector), tree)
+    with pytest.raises(ValueError, match="float32"):
+        Packing({"a": jnp.zeros(2, jnp.int32)})
 
 
 def test_the_optimiser_is_adamw_with_gradients_clipped_to_norm_one():

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-SAMPLER_NAMES = {"ddim": "DDIM", "ddpm": "DDPM", "dpmpp2m": "DPM-Solver++"}
+SAMPLER_NAMES = {"ddim": "DDIM", "ddpm": "DDPM", "dpmpp2m": "DPM-Solver++", "codi": "CoDi's DDIM"}
 
 
 @dataclass(frozen=True)

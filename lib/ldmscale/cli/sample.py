@@ -27,7 +27,7 @@ Image n starts from the same noise whatever the prompt, model, sampler and batch
 cells: its gallery's prompts in their order, with the study's seed, are its gallery."""
 EXAMPLE = """\
   ldmscale sample --model f32 --prompt "a large red circle on a white background" --steps 20 --cfg 4 --out red
-  ldmscale sample --model f12 --weights pretrain-64 --prompt "a small star" --count 16 --sampler dpmpp2m --out stars
+  ldmscale sample --model f12 --weights pretrain-200 --prompt "a small star" --count 16 --sampler dpmpp2m --out stars
   ldmscale sample --pipeline stable-diffusion-v1-5 --prompt "an astronaut" --steps 50 --cfg 7.5 --out astronaut"""
 LARGEST_SEED = 2**32 - 1
 
@@ -73,7 +73,7 @@ def add_member(parser: argparse.ArgumentParser, files: int | str = "+") -> None:
     parser.add_argument(
         "--weights",
         metavar="NAME",
-        help="which of the model's: pretrain-512, published, dreambooth_dog6-800, or final, the last (default: final)",
+        help="which of the model's: pretrain-1600, published, dreambooth_dog6-800, or final, the last (default: final)",
     )
 
 

@@ -20,6 +20,7 @@ import optax
 from ldmscale.errors import UserError
 from ldmscale.provenance import atomic_path
 from ldmscale.training.checkpoint import load_tree, save_tree
+from ldmscale.training.packing import Packing
 
 Batch = dict[str, np.ndarray]
 
@@ -51,8 +52,8 @@ class Task(Protocol):
 class TrainConfig:
     """AdamW: linear warm-up, then constant or (``decay``) cosine to zero at ``steps``; gradients clipped to norm 1.
 
-    ``flat`` keeps AdamW's moments of all parameters in one vector each: half the program to compile, and no overhead
-    per tensor. Moments that are to be sharded as their parameters are must stay tensors. The numbers are the same.
+    ``flat`` keeps all parameters, their average and AdamW's moments in one vector each: half the program to compile,
+    and no overhead per tensor. What is to be sharded must stay tensors. The numbers are the same.
     """
 
     steps: int
@@ -73,12 +74,11 @@ class TrainConfig:
 
     def optimizer(self) -> optax.GradientTransformation:
         adamw = optax.adamw(self.schedule(), weight_decay=self.weight_decay)
-        clipped = optax.chain(optax.clip_by_global_norm(1.0), adamw)
-        return optax.flatten(clipped) if self.flat else clipped
+        return optax.chain(optax.clip_by_global_norm(1.0), adamw)
 
 
 class TrainState(NamedTuple):
-    """All that a step reads and writes."""
+    """All that a step reads and writes; ``params`` and ``ema`` are trees, or vectors (``TrainConfig.flat``)."""
 
     step: jax.Array
     params: Any
@@ -91,9 +91,25 @@ def ema_decay(decay: float, step: jax.Array) -> jax.Array:
     return jnp.minimum(decay, (1.0 + step) / (10.0 + step))
 
 
+def packing(task: Task) -> Packing:
+    """How the parameters of ``task`` lie in one vector."""
+    return Packing(jax.eval_shape(lambda params: _from(task, params).init(jax.random.key(0)), _pretrained(task)))
+
+
+def _pretrained(task: Task) -> Any:
+    return getattr(task, "params", None)
+
+
+def _from(task: Task, params: Any) -> Task:
+    """``task`` with its pretrained ``params`` as a program's argument: they would otherwise become constants of it."""
+    return task if params is None else replace(task, params=params)
+
+
 def initial_state(task: Task, config: TrainConfig) -> TrainState:
     """The state before the first step; ``jax.eval_shape`` of it is the state's shapes."""
     params = task.init(jax.random.key(config.seed))
+    if config.flat:
+        params = Packing(params).pack(params)
     # A second buffer: the step donates the state, and a buffer can be donated once.
     ema = jax.tree.map(jnp.array, params)
     return TrainState(jnp.zeros((), jnp.int32), params, ema, config.optimizer().init(params))
@@ -109,11 +125,12 @@ def build_step(
     and after it. A ``short`` run's program is not optimised: it would compile for longer than it runs.
     """
     optimizer = config.optimizer()
+    tree = packing(task).unpack if config.flat else lambda params: params
 
     def step(state: TrainState, batch: Batch, frozen: Any = None) -> tuple[TrainState, jax.Array]:
         key = jax.random.fold_in(jax.random.key(config.seed), state.step)
-        given = () if frozen is None else (state.ema, frozen)
-        loss, grads = jax.value_and_grad(task.loss)(state.params, batch, key, *given)
+        given = () if frozen is None else (tree(state.ema), frozen)
+        loss, grads = jax.value_and_grad(lambda p: task.loss(tree(p), batch, key, *given))(state.params)
         updates, opt = optimizer.update(grads, state.optimizer, state.params)
         params = optax.apply_updates(state.params, updates)
         d = ema_decay(config.ema, state.step)
@@ -148,24 +165,23 @@ def train(
         left.unlink()  # what a killed run was writing
     kept = {step: folder / f"step-{step}.safetensors" for step in keep}
 
-    pretrained = getattr(task, "params", None)
-
     def fresh(params: Any) -> TrainState:
-        # As an argument: pretrained parameters would otherwise become constants of the program.
-        return initial_state(task if params is None else replace(task, params=params), config)
+        return initial_state(_from(task, params), config)
 
-    shapes = jax.eval_shape(fresh, pretrained)
-    state = _resume(folder, digest, shapes, kept)
+    shapes = jax.eval_shape(fresh, _pretrained(task))
+    tree = packing(task).unpack if config.flat else lambda params: params
+    weights = jax.eval_shape(tree, shapes.ema)
+    state = _resume(folder, digest, shapes, weights, kept)
     start = 0 if state is None else int(state.step)
     _rewind(folder / "loss.jsonl", start)
     if start >= keep[-1]:
         return kept
     if state is None:
-        state = jax.jit(fresh, compiler_options=_ONCE)(pretrained)
+        state = jax.jit(fresh, compiler_options=_ONCE)(_pretrained(task))
     else:
         state = jax.tree.map(jnp.asarray, state)
     if 0 in kept and not start:
-        save_tree(kept[0], state.ema, digest=digest, step=0)
+        save_tree(kept[0], tree(state.ema), digest=digest, step=0)
     if start:
         say(f"resumed at step {start} of {keep[-1]}")
     step_fn = build_step(task, config, short=keep[-1] <= SHORT)
@@ -191,13 +207,13 @@ def train(
                 say(f"step {done}/{keep[-1]}  loss {values.mean():.4f}  {rate:.1f} steps/s  "
                     f"{math.ceil((keep[-1] - done) / rate)} s left")  # fmt: skip
         if done in kept:
-            save_tree(kept[done], state.ema, digest=digest, step=done)
+            save_tree(kept[done], tree(state.ema), digest=digest, step=done)
         if done in kept or done % save_every == 0:
             save_tree(folder / "state.safetensors", state, digest=digest)
     return kept
 
 
-def _resume(folder: Path, digest: str, shapes: TrainState, kept: dict[int, Path]) -> TrainState | None:
+def _resume(folder: Path, digest: str, shapes: TrainState, weights: Any, kept: dict[int, Path]) -> TrainState | None:
     """The saved state, if it is whole, of this ``digest``, and every weight it should have left behind is there."""
     try:
         state, metadata = load_tree(folder / "state.safetensors", shapes)
@@ -205,11 +221,10 @@ def _resume(folder: Path, digest: str, shapes: TrainState, kept: dict[int, Path]
         return None
     if metadata.get("digest") != digest:
         return None
-    params = shapes.ema
     for step, path in kept.items():
         if step <= int(state.step):
             try:
-                if load_tree(path, params)[1] != {"digest": digest, "step": step}:
+                if load_tree(path, weights)[1] != {"digest": digest, "step": step}:
                     return None
             except UserError:
                 return None
