@@ -349,7 +349,7 @@ def test_the_schedule_is_the_folders(folder):
 
     schedule, spacing = read(beta_end=0.02, num_train_timesteps=500)
     assert (schedule.steps, schedule.kind, schedule.beta_end) == (500, "scaled_linear", 0.02)
-    assert spacing == {"ddim": "leading", "ddpm": "leading", "dpmpp2m": "linspace"}
+    assert spacing == {"ddim": "leading", "ddpm": "leading", "dpmpp2m": "linspace", "codi": "grid"}
     assert read(_class_name="DDIMScheduler", timestep_spacing="trailing")[1]["ddim"] == "trailing"
     assert read(beta_schedule="linear", timestep_spacing="leading")[0].kind == "linear"
 

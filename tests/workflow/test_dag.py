@@ -10,16 +10,16 @@ from ldmscale.config.study import Study
 from ldmscale.provenance import read_json
 
 CELLS = "results/smoke/cells"
-FIGURES = 20  # of the smoke study
+FIGURES = 23  # of the smoke study
 ALWAYS = {"figure": FIGURES, "table1": 1, "summary": 1, "pages": 1, "report": 1, "all": 1}
 FRESH = Counter(
     {"config": 1, "data": 1, "tokenizer": 1, "autoencoder": 1, "clip": 1, "latents": 1, "prompts": 1, "reference": 1}
-    | {"pairs": 1, "baselines": 1, "subjects": 1}
-    | {"pretrain": 2, "superres": 2, "class_images": 2, "dreambooth": 2}
-    | {"generate": 20, "score": 8, "gather": 1}
+    | {"pairs": 1, "baselines": 1, "subjects": 1, "costs": 1}
+    | {"pretrain": 2, "superres": 2, "class_images": 2, "dreambooth": 2, "codi": 2, "guided": 2}
+    | {"generate": 27, "score": 12, "gather": 1}
     | ALWAYS
 )
-TASKS = ("t2i", "interpolation", "superres", "dreambooth")
+TASKS = ("t2i", "interpolation", "superres", "dreambooth", "codi", "guided")
 FINAL = "task=t2i/model={}/weights=pretrain-40/sampler={}"
 NOTHING = "Nothing to be done"
 
@@ -43,8 +43,12 @@ def test_a_fresh_study_runs_every_stage(folder):
     finetuned = [("superres", f"superres-{step}") for step in (0, 3, 6)]
     finetuned += [("dreambooth", f"dreambooth_hat_circle-{step}") for step in (0, 4)]
     expected |= {f"generate task={t}/model={m}/weights={w}/sampler=ddim" for m in ("f4", "f8") for t, w in finetuned}
+    expected |= {f"generate task=codi/model={m}/weights=codi-4/sampler=codi" for m in ("f4", "f8")}
+    students = [(m, s) for m in ("f4", "f8") for s in (4, 2)]
+    expected |= {f"generate task=guided/model={m}/weights=guided_s{s}-3/sampler=ddim" for m, s in students}
+    expected |= {f"generate {FINAL.format('f8', 'codi')}"}
     assert working(done, "generate") == expected
-    assert len(expected) == FRESH["generate"] == 2 * (3 + 1 + 1 + 3 + 2)
+    assert len(expected) == FRESH["generate"] == 2 * (3 + 1 + 1 + 3 + 2 + 1 + 2) + 1
     scored = {f"score task={task}/model={m}" for task in TASKS for m in ("f4", "f8")}
     assert working(done, "score task") == scored
 
@@ -76,7 +80,21 @@ def test_a_study_without_downstream_tasks_has_none_of_their_jobs(folder):
     overlay = {"superres": None, "dreambooth": None, **{key: dict.fromkeys(names) for key, names in gone.items()}}
     mine = {"pairs", "baselines", "subjects", "superres", "class_images", "dreambooth"}
     expected = {rule: count for rule, count in FRESH.items() if rule not in mine}
-    expected |= {"generate": 10, "score": 4, "figure": FIGURES - 7}
+    expected |= {"generate": 17, "score": 8, "figure": FIGURES - 7}
+    assert folder.dry(overlay=overlay).jobs == expected
+
+
+def test_one_distilled_model_can_be_asked_for(folder):
+    made = {"data": 1, "tokenizer": 1, "autoencoder": 1, "clip": 1, "latents": 1, "pretrain": 1}
+    for task in ("codi", "guided"):
+        assert folder.dry(f"results/smoke/models/f4/{task}.json").jobs == {**made, task: 1}
+
+
+def test_a_study_without_distilled_models_has_none_of_their_jobs(folder):
+    gone = {"experiments": ("codi", "codi_timesteps", "guided"), "figures": ("fig13", "fig19", "fig20")}
+    overlay = {"codi": None, "guided": None, **{key: dict.fromkeys(names) for key, names in gone.items()}}
+    expected = {rule: count for rule, count in FRESH.items() if rule not in ("codi", "guided")}
+    expected |= {"generate": 20, "score": 8, "figure": FIGURES - 3}
     assert folder.dry(overlay=overlay).jobs == expected
 
 
@@ -84,7 +102,7 @@ def test_the_embedded_study_is_the_default(folder):
     done = folder.dry(config=None)
     config = merged()
     assert done.jobs["pretrain"] == len(config["models"]) >= 4
-    assert done.jobs["figure"] == len(config["figures"]) == 22
+    assert done.jobs["figure"] == len(config["figures"]) == 25
     assert done.jobs["superres"] == done.jobs["dreambooth"] == done.jobs["class_images"] == done.jobs["pretrain"]
     assert "results/embedded/report.html" in done.said
 
@@ -116,17 +134,17 @@ def test_a_figures_prompt_redraws_that_figure_alone(study):
 
 def test_one_models_learning_rate_runs_its_chain_alone(study):
     done = study.dry(overlay=own("f4", learning_rate=2.0e-3))
-    trained = {"pretrain": 1, "superres": 1, "class_images": 1, "dreambooth": 1}
-    assert done.jobs == Counter({"config": 1, **trained, "generate": 10, "score": 4, "gather": 1} | ALWAYS)
+    trained = {"pretrain": 1, "superres": 1, "class_images": 1, "dreambooth": 1, "codi": 1, "guided": 1}
+    assert done.jobs == Counter({"config": 1, **trained, "generate": 13, "score": 6, "gather": 1} | ALWAYS)
     assert working(done, "pretrain") == {"pretrain f4"}
-    assert all("f4" in message for message in working(done, "finetune"))
+    assert all("f4" in message for message in working(done, "finetune", "distil"))
     assert all("model=f4" in message for message in working(done, "generate", "score"))
 
 
 def test_a_new_gallery_prompt_trains_nothing(study):
     done = study.dry(overlay={"gallery": [*merged("smoke.yaml")["gallery"], "a small star"]})
     # What super-resolution's scores have for classes are CLIP embeddings of prompts, of the same stage.
-    again = {"prompts": 1, "baselines": 1, "generate": 10, "score": 6, "gather": 1}
+    again = {"prompts": 1, "baselines": 1, "generate": 17, "score": 10, "gather": 1}
     assert done.jobs == Counter({"config": 1, **again} | ALWAYS)
     assert not any("superres" in message or "dreambooth" in message for message in working(done, "generate"))
 
@@ -147,7 +165,8 @@ def test_a_longer_run_trains_on_and_draws_the_new_checkpoints_cells(study):
 
 
 def test_a_new_seed_runs_everything(study):
-    assert study.dry(overlay={"seed": 1}).jobs == FRESH
+    # What networks cost is in their shapes.
+    assert study.dry(overlay={"seed": 1}).jobs == FRESH - Counter(costs=1)
 
 
 def test_keys_in_another_order_run_nothing(study):

@@ -11,7 +11,7 @@ from helpers import merged
 from PIL import Image
 from safetensors.numpy import load_file
 
-from ldmscale.cells.cell import Cell
+from ldmscale.cells.cell import ON_PROMPTS, Cell
 from ldmscale.metrics.image_quality import psnr_y
 from ldmscale.metrics.scores_file import read_scores
 from ldmscale.provenance import read_json, read_manifest
@@ -29,10 +29,13 @@ FIGURES = (
     "fig10",
     "fig11",
     "fig12",
+    "fig13",
     "fig14",
     "fig15",
     "fig17",
     "fig18",
+    "fig19",
+    "fig20",
     "fig21",
     "fig22",
     "fig24",
@@ -139,7 +142,7 @@ def test_every_cell_has_its_images(results, chain):
     for cell in chain.plan.cells:
         folder = results / "cells" / cell.path
         drawn = counts if chain.plan.is_scored(cell) else {"gallery": 2}
-        if cell.task != "t2i":
+        if cell.task not in ON_PROMPTS:
             drawn = {
                 "interpolation": {"interpolation": 3 * 4},  # alphas, noises
                 "superres": {"superres": 64},  # the held-out images
