@@ -258,6 +258,33 @@ def test_each_model_against_itself_in_four_steps():
     assert one_alike.verdict == CANNOT_TELL
 
 
+@pytest.mark.parametrize(("shift", "better"), [(0.0, 3), (-20.0, 0)])
+def test_what_training_adds_is_told_from_codis_timesteps(shift, better):
+    """Undistilled models on CoDi's timesteps: as good as on their own, or (by ``shift``) better than the distilled."""
+    study = made_study()
+    rows = study.scores
+    mine = rows[(rows["task"] == "t2i") & (rows["sampler"] == "ddim") & (rows["steps"] == 4)]
+    cells = [Cell.parse(path).at(sampler="codi") for path in mine["cell"]]
+    reps = [list(np.asarray(r) + shift) for r in mine["fid_reps"]]
+    mine = mine.assign(cell=[c.path for c in cells], sampler="codi", fid=mine["fid"] + shift, fid_reps=reps)
+    experiments = {**study.experiments, "codi_timesteps": list(dict.fromkeys(cells))}
+    found = distilled_findings(pd.concat([rows, mine], ignore_index=True), experiments)[0]
+    assert f"beyond the interval in {better} of 3 models" in found.note
+    by_training = [n.value for n in found.numbers if "by training" in n.label]
+    whole = [n.value for n in findings(study)["codi-few-steps"].numbers]
+    np.testing.assert_allclose(by_training, np.array(whole) - shift)
+    assert found.verdict == findings(study)["codi-few-steps"].verdict
+
+
+def test_what_there_was_to_gain_is_said_where_the_grid_is_unguided_too():
+    assert "unguided flow" not in findings(made_study())["codi-few-steps"].note
+    study = made_study(cfgs=(1.0, 2.0, 4.0))
+    rows = study.scores
+    of = rows[(rows["task"] == "t2i") & (rows["split"] == "heldout") & (rows["cfg"] == 1) & (rows["steps"] == 32)]
+    said = ", ".join(f"{row.model} {row.fid:.4g}" for row in of.sort_values("params").itertuples())
+    assert f"unguided flow, whose FID in 32 steps is {said}:" in findings(study)["codi-few-steps"].note
+
+
 def test_guided_is_the_student_of_four_steps():
     finding = findings(made_study(guided=lambda m, n, student: 20.0 if student == 4 and n == 4 else 1.0))
     finding = finding["guided-few-steps"]

@@ -21,7 +21,6 @@ from ldmscale.training.loop import Batch, epoch_batch
 
 # The settings of the public trainers: TrainConfig(**RECIPE, seed=...) with the task's own defaults.
 RECIPE = {"steps": 800, "learning_rate": 5e-6, "warmup": 0, "weight_decay": 1e-2}
-CLASS_IMAGES = 200  # made by the pretrained network itself
 
 
 @dataclass(frozen=True)
