@@ -27,6 +27,7 @@ with job(snakemake.log[0], snakemake.threads) as say:
         params["seed"],
         trainable=params["trainable"],
         cfg=tuple(params["cfg"]),
+        **params["loss"],
     )
     config = TrainConfig(**settings, steps=params["steps"], seed=params["seed"])
     kept = train(task, config, output.with_suffix(""), params["digest"], keep=params["checkpoints"], say=say)

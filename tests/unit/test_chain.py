@@ -107,6 +107,7 @@ DOWNSTREAM = [
     ({"dreambooth": {"class_images": 5}}, sampled("dreambooth")),
     ({"codi": {"trainable": "full"}}, CONSISTENT),
     ({"codi": {"cfg": [1.0, 9.0]}}, CONSISTENT),
+    ({"codi": {"loss": {"signal": 1.0}}}, CONSISTENT),
     ({"codi": {"finetune": {"ema": 0.9}}}, CONSISTENT),
     ({"guided": {"cfg": [1.0, 9.0]}}, HALVED),
     ({"guided": {"finetune": {"steps": 5}}}, HALVED),  # the students begin where it ends

@@ -279,6 +279,8 @@ def _distilled(config: dict) -> Iterator[str]:
         yield from _finetuning("codi.finetune", config["codi"]["finetune"])
         if 0 in config["codi"]["finetune"]["checkpoints"]:
             yield "codi.finetune.checkpoints has 0, but that is the undistilled model: leave it out"
+        if not any(config["codi"]["loss"][term] for term in ("consistency", "noise_consistency", "signal")):
+            yield "codi.loss has no term: one of consistency, noise_consistency and signal must be above 0"
     students = (config["guided"] or {}).get("students", [])
     if any(after * 2 != before for before, after in zip(students, students[1:], strict=False)):
         yield f"guided.students is {students}, but each must be half of the one before, such as [16, 8, 4]"
