@@ -1,7 +1,8 @@
 """What process settings and the one-vector state gain in training on a CPU.
 
-`python benchmarks/cpu_settings.py [FILTERS ...]`; each line is the embedded study's pretraining step on random latents, in processes of their own that take turns: CPU
-seconds to compile it and CPU milliseconds a step (the least of the rounds, for the machine may be shared).
+`python benchmarks/cpu_settings.py [FILTERS ...]`; each line is the embedded study's pretraining step on random latents,
+in processes of their own that take turns: CPU seconds to compile it and CPU milliseconds a step (the least of the
+rounds, for the machine may be shared).
 """
 
 import json
