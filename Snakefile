@@ -38,7 +38,7 @@ figure_names = [name for name, settings in config["figures"].items() if settings
 wildcard_constraints:
     model="[A-Za-z0-9][A-Za-z0-9._-]*",
     figure="fig[0-9]{2}|dreambooth",
-    cells=r"task=[^/]+(/(model|weights|sampler|steps|cfg)=[^/]+)+",
+    cells=r"task=[^/]+(/(model|weights|sampler|steps|cfg)=[^/]+)*",
 
 
 report: "report/study.rst"

@@ -210,6 +210,14 @@ def test_a_scoring_job_needs_the_generation_jobs_of_its_cells_and_no_other():
     assert planned.generation_jobs(GOOD) == [GOOD]
 
 
+def test_scoring_begins_once_a_task_where_generation_begins_once_a_model():
+    planned = plan({"sampling": {"cells_per_job": "model"}})
+    assert set(planned.scoring_jobs()) == {f"task={task}" for task in TASKS}
+    restored = planned.under("task=superres")
+    assert {(cell.task, cell.model) for cell in restored} == {("superres", "f4"), ("superres", "f8")}
+    assert planned.generation_jobs("task=superres") == [f"task=superres/model={model}" for model in ("f4", "f8")]
+
+
 def test_a_cell_of_a_picture_grid_alone_is_not_scored_and_any_other_is():
     planned = plan()
     same_cost = set(planned.experiments["same_cost"]) - planned.scored

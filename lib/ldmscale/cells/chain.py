@@ -281,7 +281,9 @@ class Chain:
 
     def _scores(self) -> dict[str, Any]:
         """Params of gathering: every scoring job's digest, and what turns a cell into a row of the table."""
-        jobs = {prefix: self.score(prefix)["digest"] for prefix in self.plan.scoring_jobs()}
+        scored = {prefix: self.score(prefix) for prefix in self.plan.scoring_jobs()}
+        jobs = {prefix: params["digest"] for prefix, params in scored.items()}
+        cells = sorted([c["path"], c["score_digest"]] for params in scored.values() for c in params["cells"])
         finetuned = {task: self.config[task]["finetune"]["batch"] for task in FINETUNED if self.config[task]}
         if "dreambooth" in finetuned and self.config["dreambooth"]["prior"]:
             finetuned["dreambooth"] *= 2  # as many images of the class
@@ -289,7 +291,8 @@ class Chain:
                   "batch": {name: m.pretrain["batch"] for name, m in self.study.models.items()},
                   "finetune": finetuned}  # fmt: skip
         inputs = {"costs": self["costs"]["digest"]}
-        return {"jobs": jobs, "family": family, "inputs": inputs, "digest": digest("scores", jobs, family, inputs)}
+        # Of the cells, however jobs are cut.
+        return {"jobs": jobs, "family": family, "inputs": inputs, "digest": digest("scores", cells, family, inputs)}
 
     def report(self, *experiments: str) -> dict[str, Any]:
         """Params of what reads the table alone: how the study is labelled, and the digests of what it shows."""

@@ -39,8 +39,9 @@ def expand(study: Study, name: str) -> list[Cell]:
 class Plan:
     """Every cell of a study, which of them are scored, and the jobs that make them.
 
-    A job is named by a prefix of its cells' paths. Generation is cut at ``sampling.cells_per_job`` and scoring at the
-    model; any longer prefix, down to one cell, can be asked for as well.
+    A job is named by a prefix of its cells' paths. Generation is cut at ``sampling.cells_per_job``; scoring, which to
+    start takes longer than a model's cells, at the task where generation is cut at the model, and else at the model.
+    Any longer prefix, down to one cell, can be asked for as well.
     """
 
     def __init__(self, study: Study):
@@ -53,7 +54,7 @@ class Plan:
         self.scored = set().union(*(self.experiments[name] for name in scored)) if scored else set()
         self._by_prefix: dict[str, list[Cell]] = {}
         for cell in self.cells:
-            for level in LEVELS[1:]:
+            for level in LEVELS:
                 self._by_prefix.setdefault(cell.prefix(level), []).append(cell)
 
     def under(self, prefix: str) -> list[Cell]:
@@ -99,5 +100,6 @@ class Plan:
         return cell.prefix(self.study.config["sampling"]["cells_per_job"])
 
     def scoring_jobs(self) -> list[str]:
-        """Prefixes of the scoring jobs: one a model."""
-        return list(dict.fromkeys(cell.prefix("model") for cell in self.cells if cell in self.scored))
+        """Prefixes of the scoring jobs: one a task or one a model."""
+        level = "task" if self.study.config["sampling"]["cells_per_job"] == "model" else "model"
+        return list(dict.fromkeys(cell.prefix(level) for cell in self.cells if cell in self.scored))
