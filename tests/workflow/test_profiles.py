@@ -10,7 +10,7 @@ from helpers import REPO, merged
 from ldmscale.cells.cost import norm_costs
 from ldmscale.config.study import Study
 
-CELLS = 2152  # of the paper's study
+CELLS = 2764  # of the paper's study
 CPU_SECONDS = 15  # the limit, with other work on the machine not counted
 clone = pytest.fixture(make_clone, scope="module")
 
@@ -28,11 +28,16 @@ def test_tpu_profile_lists_the_papers_study(paper):
     superres = 8 * 8 + 9 * 6 - 8  # both have the last weights of eight models at 50 steps
     dreambooth = 9 * 30 * 2  # models, subjects, before and after
     downstream = superres + dreambooth
-    assert jobs(output)["generate"] == grid + training + samplers + same_cost + interpolation + downstream == CELLS
+    codi, timesteps = 9 * 4 * 8, 9 * 8  # steps, CFG values; undistilled models on CoDi's timesteps
+    guided = 2 * 3 * 7 * 6  # models, students, steps, CFG values
+    distilled = codi + timesteps + guided
+    t2i = grid + training + samplers + same_cost
+    assert jobs(output)["generate"] == t2i + interpolation + downstream + distilled == CELLS
     assert jobs(output)["pretrain"] == 11
     assert jobs(output)["superres"] == jobs(output)["class_images"] == jobs(output)["dreambooth"] == 9
-    assert jobs(output)["score"] == 11 + interpolation + 9 + 9
-    assert jobs(output)["figure"] == 22
+    assert (jobs(output)["codi"], jobs(output)["guided"]) == (9, 2)
+    assert jobs(output)["score"] == 11 + interpolation + 9 + 9 + 9 + 2
+    assert jobs(output)["figure"] == 25
     assert not [line for line in output.splitlines() if len(line) > 20_000], "a rule lists all of its files"
 
 
@@ -55,8 +60,8 @@ def test_the_papers_dry_run_is_quick_and_grows_with_the_cells(clone, paper):
     more.write_text(f"study: more\nexperiments: {{grid: {{cfg: {values}}}, samplers: {{cfg: {values}}}}}\n")
     doubled, longer = dry_run(clone, "--profile", "tpu", "-n", "--configfile", "configs/paper.yaml", str(more))
     cells = jobs(doubled)["generate"]
-    assert cells > 1.9 * jobs(output)["generate"]
-    assert longer < 3 * seconds  # twice the work would do; a quadratic step takes four times
+    assert cells > 1.7 * jobs(output)["generate"]
+    assert longer < 2.7 * seconds  # 1.75 times the work would do; a quadratic step takes three times
 
 
 def test_local_profile_runs_config_yaml_as_plain_snakemake_does(clone):
@@ -98,6 +103,8 @@ def test_nothing_in_the_papers_config_is_left_over_from_the_embedded_study():
         for axis in {"steps", "costs", "cfg"} & set(spec):
             if (name, axis) == ("interpolation", "steps"):
                 continue  # 20 in the paper as well
+            if (name, axis) == ("codi_timesteps", "steps"):
+                continue  # 4 is what models are distilled to
             if axis == "cfg" and spec.get("task") == "superres":
                 continue  # never guided
             assert spec[axis] != embedded["experiments"][name][axis], f"{name}.{axis} is the embedded study's"

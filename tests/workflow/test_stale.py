@@ -16,12 +16,15 @@ from ldmscale.provenance import read_json, read_manifest, write_json
 
 # A smaller set of cells over the smoke study's models: everything that these tests run again is run for real.
 # Tasks that are finetuned for come by the same rules; what they alone have is tried at the end.
-GONE = ("training", "samplers", "same_cost", "superres", "superres_training", "dreambooth")
+GONE = ("training", "samplers", "same_cost", "superres", "superres_training", "dreambooth", "codi",
+        "codi_timesteps", "guided")  # fmt: skip
 FEW = {
     "superres": None,
     "dreambooth": None,
+    "codi": None,
+    "guided": None,
     "experiments": {**dict.fromkeys(GONE), "grid": {"steps": [4]}},
-    "figures": {f"fig{n:02}": None for n in (2, 3, 4, 5, 6, 7, 8, 10, 11, 12, 14, 15, 17, 18, 21, 22)}
+    "figures": {f"fig{n:02}": None for n in (2, 3, 4, 5, 6, 7, 8, 10, 11, 12, 13, 14, 15, 17, 18, 19, 20, 21, 22)}
     | {"dreambooth": None},
 }
 FIG01, FIG09, TABLE = (RESULTS / name for name in ("figures/fig01.png", "figures/fig09.png", "tables/table1.md"))
