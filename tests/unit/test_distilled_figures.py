@@ -11,7 +11,7 @@ import pytest
 from matplotlib.text import Text
 from synthetic_study import AWKWARD, LONG, PAPER_FAMILY, SMALL_FAMILY, STUDY, family
 from test_distilled_analysis import ADAPTER, made_study
-from test_figures import overlap, rendered, visible_texts
+from test_figures import overlap, readable_texts, rendered
 
 from ldmscale.analysis.distilled import best_setting
 from ldmscale.analysis.intervals import interval
@@ -109,13 +109,7 @@ def legend(fig) -> list[str]:
 def test_nothing_overlaps_or_is_cut_off(name, figure, studies):
     fig = drawn(figure, studies[name])
     renderer = rendered(fig)
-    texts = [(t, t.get_window_extent(renderer)) for t in visible_texts(fig)]
-    for text, box in texts:
-        inside = box.x0 >= -0.5 and box.y0 >= -0.5 and box.x1 <= fig.bbox.x1 + 0.5 and box.y1 <= fig.bbox.y1 + 0.5
-        assert inside, f"{text.get_text()!r} is cut off"
-        assert not text.get_parse_math()
-    for (a, box_a), (b, box_b) in itertools.combinations(texts, 2):
-        assert overlap(box_a, box_b) < 1.0, f"{a.get_text()!r} overlaps {b.get_text()!r}"
+    texts = readable_texts(fig, renderer)
     panels = [ax for ax in fig.axes if ax.axison and ax.get_frame_on()]
     below = next(box for text, box in texts if text.get_text().startswith("Study"))
     for shown in fig.legends:

@@ -16,6 +16,7 @@ from hypothesis import settings as settings_of
 from hypothesis import strategies as st
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.text import Text
+from matplotlib.transforms import Bbox
 from synthetic_study import (
     AWKWARD,
     LONG,
@@ -152,16 +153,23 @@ DRAWN = [
 ]
 
 
-@pytest.mark.parametrize("name,figure", DRAWN)
-def test_nothing_overlaps_or_is_cut_off(name, figure, studies):
-    fig = drawn(figure, studies[name])
-    renderer = rendered(fig)
+def readable_texts(fig, renderer) -> list[tuple[Text, Bbox]]:
+    """The figure's texts and where they lie, once none is cut off, overlaps another or is read as mathematics."""
     texts = [(t, t.get_window_extent(renderer)) for t in visible_texts(fig)]
     for text, box in texts:
         inside = box.x0 >= -0.5 and box.y0 >= -0.5 and box.x1 <= fig.bbox.x1 + 0.5 and box.y1 <= fig.bbox.y1 + 0.5
         assert inside, f"{text.get_text()!r} is cut off"
+        assert not text.get_parse_math()
     for (a, box_a), (b, box_b) in itertools.combinations(texts, 2):
         assert overlap(box_a, box_b) < 1.0, f"{a.get_text()!r} overlaps {b.get_text()!r}"
+    return texts
+
+
+@pytest.mark.parametrize("name,figure", DRAWN)
+def test_nothing_overlaps_or_is_cut_off(name, figure, studies):
+    fig = drawn(figure, studies[name])
+    renderer = rendered(fig)
+    texts = readable_texts(fig, renderer)
     panels = [ax for ax in fig.axes if ax.axison and ax.get_frame_on()]
     for legend in fig.legends:
         assert all(overlap(legend.get_window_extent(renderer), ax.get_tightbbox(renderer)) <= 0 for ax in panels)

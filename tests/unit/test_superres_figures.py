@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from matplotlib.text import Text
 from synthetic_study import PAPER_FAMILY, SMALL_FAMILY, STUDY, family
-from test_figures import overlap, rendered, visible_texts
+from test_figures import overlap, readable_texts, rendered
 
 from ldmscale.analysis.intervals import interval
 from ldmscale.cells.cell import Cell
@@ -144,13 +144,7 @@ def caption(fig) -> str:
 def test_nothing_overlaps_or_is_cut_off(name, figure, studies):
     fig = drawn(figure, studies[name])
     renderer = rendered(fig)
-    texts = [(t, t.get_window_extent(renderer)) for t in visible_texts(fig)]
-    for text, box in texts:
-        inside = box.x0 >= -0.5 and box.y0 >= -0.5 and box.x1 <= fig.bbox.x1 + 0.5 and box.y1 <= fig.bbox.y1 + 0.5
-        assert inside, f"{text.get_text()!r} is cut off"
-        assert not text.get_parse_math()
-    for (a, box_a), (b, box_b) in itertools.combinations(texts, 2):
-        assert overlap(box_a, box_b) < 1.0, f"{a.get_text()!r} overlaps {b.get_text()!r}"
+    texts = readable_texts(fig, renderer)
     panels = [ax for ax in fig.axes if ax.axison and ax.get_frame_on()]
     for ax in panels:  # the names of the baselines stand beside the curves, not on them
         assert all(overlap(t.get_window_extent(renderer), ax.get_window_extent(renderer)) <= 0 for t in ax.texts)
