@@ -177,6 +177,13 @@ def _no_replicates(numbers: Sequence[Number]) -> str:
     return NO_INTERVALS if all(pd.isna(number.low) for number in numbers) else ""
 
 
+def _pairs(a: pd.DataFrame, b: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
+    """Each model that both tables have in :data:`FEW_STEPS`, with its two rows, that of ``a`` first."""
+    both = [rows[rows["steps"] == FEW_STEPS].set_index("model", drop=False) for rows in (a, b)]
+    models = [model for model in both[0].index if model in both[1].index]
+    return [(model, pd.concat([rows.loc[[model]] for rows in both])) for model in models]
+
+
 def codi_few_steps(
     codi: pd.DataFrame, undistilled: pd.DataFrame, grid: pd.DataFrame, timesteps: pd.DataFrame
 ) -> Finding:
@@ -198,15 +205,9 @@ def codi_few_steps(
             f"{each}: perfect training ends there, and where {FEW_STEPS} guided steps are no worse, there is nothing "
             "to gain."
         )
-    both = [rows[rows["steps"] == FEW_STEPS].set_index("model", drop=False) for rows in (codi, timesteps)]
     trained = [
-        difference(
-            f"{model}: of that, by training and not by CoDi's timesteps",
-            pd.concat([r.loc[[model]] for r in both]),
-            "fid",
-        )
-        for model in both[0].index
-        if model in both[1].index
+        difference(f"{model}: of that, by training and not by CoDi's timesteps", pair, "fid")
+        for model, pair in _pairs(codi, timesteps)
     ]
     if trained:
         better = sum(verdict_of(number.low, number.high) == SUPPORTED for number in trained)
@@ -229,14 +230,12 @@ def _few_steps(id: str, section: str, statement: str, distilled: pd.DataFrame, u
 
     Supported if every model is better beyond its interval, not supported if one is worse beyond its interval.
     """
-    both = [rows[rows["steps"] == FEW_STEPS].set_index("model", drop=False) for rows in (distilled, undistilled)]
-    models = [model for model in both[0].index if model in both[1].index]
-    if not models:
+    pairs = _pairs(distilled, undistilled)
+    if not pairs:
         why = f"The run has no model both distilled, to {FEW_STEPS} steps, and undistilled, sampled in {FEW_STEPS}."
         return _cannot_tell(id, section, statement, why)
     numbers, chosen = [], []
-    for model in models:
-        pair = pd.concat([rows.loc[[model]] for rows in both])
+    for model, pair in pairs:
         label = f"{model}: FID distilled minus undistilled, {FEW_STEPS} steps"
         numbers.append(difference(label, pair, "fid"))
         chosen.append("{}: {:g}, undistilled {:g}".format(model, *pair["cfg"]))

@@ -96,6 +96,11 @@ def packing(task: Task) -> Packing:
     return Packing(jax.eval_shape(lambda params: _from(task, params).init(jax.random.key(0)), _pretrained(task)))
 
 
+def _as_tree(task: Task, config: TrainConfig) -> Callable[[Any], Any]:
+    """What makes the task's tree of a state's ``params`` or ``ema``."""
+    return packing(task).unpack if config.flat else lambda params: params
+
+
 def _pretrained(task: Task) -> Any:
     return getattr(task, "params", None)
 
@@ -125,7 +130,7 @@ def build_step(
     and after it. A ``short`` run's program is not optimised: it would compile for longer than it runs.
     """
     optimizer = config.optimizer()
-    tree = packing(task).unpack if config.flat else lambda params: params
+    tree = _as_tree(task, config)
 
     def step(state: TrainState, batch: Batch, frozen: Any = None) -> tuple[TrainState, jax.Array]:
         key = jax.random.fold_in(jax.random.key(config.seed), state.step)
@@ -169,7 +174,7 @@ def train(
         return initial_state(_from(task, params), config)
 
     shapes = jax.eval_shape(fresh, _pretrained(task))
-    tree = packing(task).unpack if config.flat else lambda params: params
+    tree = _as_tree(task, config)
     weights = jax.eval_shape(tree, shapes.ema)
     state = _resume(folder, digest, shapes, weights, kept)
     start = 0 if state is None else int(state.step)
