@@ -23,6 +23,7 @@ study: .venv/ready
 	@echo "Summary:  results/$(STUDY)/summary.md"
 	@echo "Figures:  results/$(STUDY)/figures/"
 	@echo "Tables:   results/$(STUDY)/tables/"
+	@echo "Explorer: results/$(STUDY)/explorer.html"
 
 test: .venv/ready-test
 	@$(BIN)/python -m pytest

@@ -9,7 +9,8 @@ min_version("9.9")
 
 sys.path.insert(0, str(Path(workflow.basedir) / "lib"))
 
-from ldmscale.cells.chain import BESIDE, SCORED_AGAINST, SHOWN, SOURCES, Chain
+from ldmscale.cells.cell import ON_PROMPTS
+from ldmscale.cells.chain import BESIDE, SCORED_AGAINST, SHOWN, SHOWN_ALONE, SOURCES, Chain
 from ldmscale.cells.plan import Plan
 from ldmscale.config.check import check
 from ldmscale.config.study import FINETUNED, Study
@@ -37,7 +38,7 @@ figure_names = [name for name, settings in config["figures"].items() if settings
 
 wildcard_constraints:
     model="[A-Za-z0-9][A-Za-z0-9._-]*",
-    figure="fig[0-9]{2}|dreambooth",
+    figure="fig[0-9]{2}|dreambooth|latency|fits|validation",
     cells=r"task=[^/]+(/(model|weights|sampler|steps|cfg)=[^/]+)*",
 
 
@@ -74,5 +75,6 @@ rule all:
         rules.figures.input,
         f"{results}/config.yaml",
         f"{results}/report.html",
+        f"{results}/explorer.html",
     message:
         f"complete: everything is in {results}/"

@@ -4,7 +4,7 @@ A job is a prefix of its cells' paths, and so is a target: `snakemake results/<s
 one cell, with as much of the path as you like.
 
 IN   models/{model}/{pretrain,published,superres,dreambooth,codi,guided}.json, encoders, prompts, reference, superres, dreambooth
-OUT  cells/{cells}/generated.json, cells/{cells}/scores.json, scores.parquet
+OUT  cells/{cells}/generated.json, cells/{cells}/scores.json, timing.json, scores.parquet
 """
 
 
@@ -74,13 +74,38 @@ rule costs:
         "../workflow_scripts/costs.py"
 
 
+rule timing:
+    """Seconds that every network takes on this machine, measured with nothing beside it, once programs are compiled."""
+    input:
+        # What it waits for; nothing of it is read.
+        ancient([f"{results}/cells/{job}/scores.json" for job in plan.scoring_jobs()]),
+    output:
+        f"{results}/timing.json",
+    log:
+        f"{results}/logs/timing.log",
+    benchmark:
+        f"{results}/benchmarks/timing.tsv"
+    # The whole machine; elsewhere (an executor without cores of its own) what `--set-threads timing=N` says.
+    threads: workflow.resource_settings.cores or 1
+    resources:
+        tpu=1,
+    params:
+        stages["timing"],
+    message:
+        "measure how long every network takes"
+    script:
+        "../workflow_scripts/timing.py"
+
+
 rule gather:
-    """The tidy table: one row a cell and split."""
+    """The tidy table: one row a cell and split; with several training seeds beside it one row a training."""
     input:
         scores=[f"{results}/cells/{job}/scores.json" for job in plan.scoring_jobs()],
         costs=rules.costs.output[0],
+        timing=rules.timing.output[0],
     output:
-        f"{results}/scores.parquet",
+        scores=f"{results}/scores.parquet",
+        **({"trainings": f"{results}/trainings.parquet"} if config["training_seeds"] > 1 else {}),
     log:
         f"{results}/logs/gather.log",
     params:

@@ -56,6 +56,8 @@ SOURCE_FILES = {
     "pairs": f"{results}/superres/pairs.json",
     "baselines": f"{results}/superres/baselines.json",
     "subjects": f"{results}/dreambooth/subjects.json",
+    "timing": f"{results}/timing.json",
+    "fits": f"{results}/fits.json",
 }
 
 
@@ -71,6 +73,7 @@ lpips = config["metrics"]["lpips"]
 measuring_weights = [
     config["metrics"]["inception"],
     config["metrics"]["dino"],
+    config["metrics"]["dinov2"],
     *(path for files in lpips.values() if files for path in files.values()),
 ]
 
@@ -86,8 +89,8 @@ def shown_cells(wildcards):
 
 
 def shown_beside(wildcards):
-    """The stages that a figure of a downstream task shows beside its cells."""
+    """The stages that a figure shows beside its cells, or alone."""
     settings = config["figures"][wildcards.figure]
     if "experiment" not in settings:
-        return []
+        return [SOURCE_FILES[stage] for stage in SHOWN_ALONE.get(wildcards.figure, ())]
     return [SOURCE_FILES[stage] for stage in BESIDE.get(plan.experiments[settings["experiment"]][0].task, ())]

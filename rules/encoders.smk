@@ -118,11 +118,11 @@ rule prompts:
 
 
 rule reference:
-    """Features of the real tuning and held-out images, which FID compares with."""
+    """Features of the real tuning and held-out images, which FID and its like compare with."""
     input:
         data=rules.data.output[0],
         clip=rules.clip.output[0],
-        inception=external(config["metrics"]["inception"]),
+        weights=external(config["metrics"]["inception"], config["metrics"]["dinov2"]),
     output:
         f"{results}/reference/reference.json",
     log:

@@ -1,7 +1,7 @@
 """From the tidy table and previews to what people read.
 
 IN   scores.parquet, cells/*/gallery.npy
-OUT  figures/figNN.{pdf,png}, tables/table1.{csv,md,tex}, summary.md
+OUT  figures/figNN.{pdf,png}, tables/table1.{csv,md,tex}, fits.json, tables/{fits,crossover}.{csv,md}, summary.md
 """
 
 
@@ -47,10 +47,50 @@ rule table1:
         "../workflow_scripts/table1.py"
 
 
+rule fits:
+    """Laws of model size and training compute, and the costs from which larger models win, with intervals."""
+    input:
+        scores=rules.gather.output[0],
+        validation=rules.validation.output[0],
+    output:
+        fits=f"{results}/fits.json",
+        fits_csv=f"{results}/tables/fits.csv",
+        fits_md=f"{results}/tables/fits.md",
+        crossover_csv=f"{results}/tables/crossover.csv",
+        crossover_md=f"{results}/tables/crossover.md",
+    log:
+        f"{results}/logs/fits.log",
+    params:
+        stages["fits"],
+    message:
+        "fit laws of size and compute"
+    script:
+        "../workflow_scripts/fits.py"
+
+
+rule claims:
+    """Each claim of the paper, evaluated: supported, not supported or cannot tell, with numbers and intervals."""
+    input:
+        scores=rules.gather.output[0],
+    output:
+        json=f"{results}/claims.json",
+        md=f"{results}/claims.md",
+    log:
+        f"{results}/logs/claims.log",
+    params:
+        stages.claims(),
+    message:
+        "evaluate the paper's claims"
+    script:
+        "../workflow_scripts/claims.py"
+
+
 rule summary:
     """What the run shows of each of the paper's findings, with intervals."""
     input:
         scores=rules.gather.output[0],
+        claims=rules.claims.output.json,
+        fits=rules.fits.output.fits,
         baselines=rules.baselines.output[0] if config["superres"] else [],
     output:
         f"{results}/summary.md",
@@ -65,8 +105,10 @@ rule summary:
 
 
 rule figures:
-    """Every figure and table, and the summary."""
+    """Every figure and table, the claims and the summary."""
     input:
         expand(rules.figure.output, figure=figure_names),
         rules.table1.output,
+        rules.fits.output,
+        rules.claims.output,
         rules.summary.output,

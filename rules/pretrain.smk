@@ -1,7 +1,8 @@
 """The family: one pretraining job a model, or its published weights checked.
 
-IN   latents/latents.json, published weights
-OUT  models/{model}/pretrain.json (manifest), models/{model}/pretrain/step-*.safetensors; models/{model}/published.json
+IN   latents/latents.json, published weights; for validation data, encoders and prompts
+OUT  models/{model}/pretrain.json (manifest), models/{model}/pretrain/step-*.safetensors; models/{model}/published.json;
+     models/{model}/validation.npy, validation.json
 """
 
 
@@ -9,6 +10,7 @@ rule pretrain:
     """Train one U-Net of the family on text-to-image, keeping its weights at the checkpoints."""
     input:
         latents=rules.latents.output[0],
+        autoencoder=rules.autoencoder.output[0],
     output:
         f"{results}/models/{{model}}/pretrain.json",
     log:
@@ -16,7 +18,7 @@ rule pretrain:
     benchmark:
         f"{results}/benchmarks/pretrain/{{model}}.tsv"
     # The dearest first: begun last, it would be trained and sampled alone at the end.
-    priority: lambda wildcards: 50 + list(study.models).index(wildcards.model)
+    priority: lambda wildcards: 50 + list(study.members).index(study.models[wildcards.model].member)
     resources:
         tpu=1,
     params:
@@ -41,6 +43,30 @@ rule published:
         "check the published weights of {wildcards.model}"
     script:
         "../workflow_scripts/published.py"
+
+
+rule validation:
+    """The denoising loss of every model's checkpoints on held-out images, noise level by noise level."""
+    input:
+        models=[manifest_of(model) for model in study.members],
+        data=rules.data.output[0],
+        autoencoder=rules.autoencoder.output[0],
+        prompts=rules.prompts.output[0],
+        latents=[] if config["autoencoder"]["scale"] else rules.latents.output[0],
+    output:
+        f"{results}/validation.json",
+    log:
+        f"{results}/logs/validation.log",
+    benchmark:
+        f"{results}/benchmarks/validation.tsv"
+    resources:
+        tpu=1,
+    params:
+        stages["validation"],
+    message:
+        "measure validation losses"
+    script:
+        "../workflow_scripts/validation.py"
 
 
 rule models:

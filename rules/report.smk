@@ -1,7 +1,7 @@
 """What a reader opens first, and the config that it came from.
 
 IN   figures, tables and summary
-OUT  config.yaml, report.html
+OUT  config.yaml, report.html, explorer.html
 """
 
 
@@ -21,9 +21,10 @@ rule config:
 
 
 rule pages:
-    """The summary and Table 1 as web pages, for the report to show."""
+    """The summary, the claims and Table 1 as web pages, for the report to show."""
     input:
         summary=rules.summary.output[0],
+        claims=rules.claims.output.md,
         table1=rules.table1.output.md,
     output:
         summary=report(
@@ -31,6 +32,12 @@ rule pages:
             caption="../report/summary.rst",
             category="Summary",
             labels={"page": "summary"},
+        ),
+        claims=report(
+            f"{results}/pages/claims.html",
+            caption="../report/claims.rst",
+            category="Summary",
+            labels={"page": "claims"},
         ),
         table1=report(
             f"{results}/pages/table1.html",
@@ -44,6 +51,26 @@ rule pages:
         "write the report's pages"
     script:
         "../workflow_scripts/pages.py"
+
+
+rule explorer:
+    """One page, without a network, that answers which model to use at a budget, with pictures."""
+    input:
+        scores=rules.gather.output[0],
+        cells=[
+            f"{results}/cells/{job}/generated.json"
+            for job in sorted({plan.generation_job(cell) for cell in plan.scored if cell.task in ON_PROMPTS})
+        ],
+    output:
+        f"{results}/explorer.html",
+    log:
+        f"{results}/logs/explorer.log",
+    params:
+        stages.explorer(),
+    message:
+        "write the explorer"
+    script:
+        "../workflow_scripts/explorer.py"
 
 
 rule report:

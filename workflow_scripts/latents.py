@@ -8,7 +8,7 @@ from ldmscale.data.encoded import Latents
 from ldmscale.data.records import read_split
 from ldmscale.data.tokenizer import load_tokenizer
 from ldmscale.generation.encode import Encoders
-from ldmscale.jobs import job
+from ldmscale.jobs import EVERY, Progress, job
 from ldmscale.models.autoencoder import AutoencoderConfig
 from ldmscale.models.clip import TextTower
 from ldmscale.provenance import read_manifest, write_manifest
@@ -26,10 +26,11 @@ with job(snakemake.log[0], snakemake.threads) as say:
     tokens = load_tokenizer(file).encode(["", *texts], text.context_length)
 
     encoders = Encoders(ae, text=text)
-    mean, std = encoders.moments(load_encoder(snakemake.input.autoencoder, inputs["autoencoder"], ae), records.images)
-    say(f"{len(mean)} images encoded")
-    states = encoders.states(load_encoder(snakemake.input.text, inputs["text"], text), tokens)
-    say(f"{len(texts)} captions encoded")
+    images = Progress(say, len(records.images), EVERY).counted("images encoded")
+    weights = load_encoder(snakemake.input.autoencoder, inputs["autoencoder"], ae)
+    mean, std = encoders.moments(weights, records.images, images)
+    captions = Progress(say, len(tokens), EVERY).counted("captions encoded")
+    states = encoders.states(load_encoder(snakemake.input.text, inputs["text"], text), tokens, captions)
     scale = params["scale"] or float(1.0 / np.sqrt(mean.var() + (std**2).mean()))
     Latents(mean, std, states[1:], first, states[0], scale).save(Path(snakemake.output[0]).parent)
     write_manifest(snakemake.output[0], "latents", params["digest"], scale=scale, shape=list(mean.shape))

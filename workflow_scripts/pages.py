@@ -1,4 +1,4 @@
-"""The summary and Table 1 as pages that Snakemake's report can show."""
+"""The summary, the claims and Table 1 as pages that Snakemake's report can show."""
 
 from html import escape
 from pathlib import Path

@@ -5,9 +5,12 @@ from pathlib import Path
 from ldmscale.data.encoded import Latents
 from ldmscale.diffusion.schedule import Schedule
 from ldmscale.jobs import job
+from ldmscale.models.autoencoder import AutoencoderConfig
 from ldmscale.models.unet import UNetConfig
 from ldmscale.provenance import read_manifest, write_manifest
 from ldmscale.tasks.pretrain import PretrainTask
+from ldmscale.tasks.preview import preview
+from ldmscale.training.encoders import load_encoder
 from ldmscale.training.loop import TrainConfig, train
 
 with job(snakemake.log[0], snakemake.threads) as say:
@@ -24,6 +27,8 @@ with job(snakemake.log[0], snakemake.threads) as say:
         params["seed"],
     )
     config = TrainConfig(**settings, steps=params["steps"], seed=params["seed"])
-    kept = train(task, config, output.with_suffix(""), params["digest"], keep=params["checkpoints"], say=say)
+    ae = AutoencoderConfig(**params["pictures"]["ae"])
+    draw = preview(task, ae, load_encoder(snakemake.input.autoencoder, params["pictures"]["autoencoder"], ae))
+    kept = train(task, config, output.with_suffix(""), params["digest"], keep=params["checkpoints"], say=say, draw=draw)
     weights = {f"pretrain-{step}": str(path) for step, path in kept.items()}
     write_manifest(output, "pretrain", params["digest"], weights=weights)

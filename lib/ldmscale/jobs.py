@@ -1,8 +1,10 @@
-"""What every workflow script does around its work: threads, compile cache, log, and errors as sentences."""
+"""What every workflow script does around its work: threads, compile cache, log, progress, and errors as sentences."""
 
 from __future__ import annotations
 
 import os
+import re
+import socket
 import sys
 import time
 import traceback
@@ -14,30 +16,95 @@ from ldmscale.errors import UserError
 from ldmscale.runtime import use_compile_cache, use_threads
 
 COMPILE_CACHE = ".cache/jax"
+DONE = "done"  # the last line of a job that ended well
+EVERY = 10.0  # seconds between two lines of a loop that turns faster
+
+Say = Callable[[str], None]
+
+
+def duration(seconds: float) -> str:
+    """``42 s``, ``7 min 05 s``, ``3 h 20 min``, ``2 d 04 h``: rounded up in seconds, cut above."""
+    whole = max(0, -int(-seconds // 1))
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    if whole < 86400:
+        return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+    return f"{whole // 86400} d {whole % 86400 // 3600:02d} h"
+
+
+class Progress:
+    """Says how far a job is and when it will be through: ``<text>  37 %, 7 min 05 s left``.
+
+    ``total`` is the job's work, in any unit in which equal amounts take equal times. What is said within ``every``
+    seconds of the last line is left out, but for the end.
+    """
+
+    def __init__(self, say: Say, total: float, every: float = 0.0):
+        self._say, self._total, self._every = say, total, every
+        self._began, self._said, self._skipped = time.monotonic(), -float("inf"), 0.0
+
+    def skip(self, work: float) -> None:
+        """``work`` of the total was there already and took no time."""
+        self._skipped += work
+
+    def __call__(self, done: float, text: str, always: bool = False) -> None:
+        """``done`` of the total is done, what was skipped included; ``always``: however short after the last line."""
+        now, new = time.monotonic(), done - self._skipped
+        if not always and done < self._total and now - self._said < self._every:
+            return
+        self._said = now
+        left = f", {duration((now - self._began) / new * (self._total - done))} left" if new > 0 else ""
+        self._say(f"{text}  {100 * done / self._total:.0f} %{left}")
+
+    def counted(self, what: str) -> Callable[[int, int], None]:
+        """``tell(done, total)`` for a loop over things that are called ``what``."""
+        return lambda done, total: self(done, f"{done}/{total} {what}")
+
+
+# What watches a job reads from its log: `[seconds] text  37 %, 7 min 05 s left`, and in the first line who writes it.
+LINE = re.compile(r"\[ *([\d.]+) s\] (.*)")
+TRAILER = re.compile(r"(.*?)  (\d+) %(?:, (.+) left)?")
+STARTED = re.compile(r"process (\d+) on (\S+)")
+COUNT = re.compile(r"(\d+)/([1-9]\d*)\b")
 
 
 @contextmanager
-def job(log: str, threads: int) -> Iterator[Callable[[str], None]]:
+def job(log: str, threads: int) -> Iterator[Say]:
     """Run a script's body; yields ``say(line)``, which writes to ``log``.
 
-    A :class:`UserError` ends the process with status 1 and its sentence on standard error and in the log; any other
-    exception is logged whole and ends it with its last line, so that a user sees what failed and where to read more.
+    A line that begins with ``done/total`` gets the share that is done and the time left (:class:`Progress`), unless it
+    has them. A :class:`UserError` ends the process with status 1 and its sentence on standard error and in the log; any
+    other exception is logged whole and ends it with its last line, so that a user sees what failed and where to read
+    more.
     """
     use_threads(threads)
     use_compile_cache(os.environ.get("LDMSCALE_COMPILE_CACHE", COMPILE_CACHE))
     Path(log).parent.mkdir(parents=True, exist_ok=True)
-    began = time.monotonic()
+    began, counting = time.monotonic(), {}
     with open(log, "w") as file:
 
-        def say(line: str) -> None:
+        def write(line: str) -> None:
             file.write(f"[{time.monotonic() - began:7.1f} s] {line}\n")
             file.flush()
 
+        def say(line: str) -> None:
+            count = COUNT.match(line)
+            if not count or TRAILER.fullmatch(line):
+                return write(line)
+            done, total = map(int, count.groups())
+            if total not in counting:
+                counting[total] = Progress(write, total)
+                counting[total].skip(done)  # when these began is not known
+            counting[total](done, line)
+
+        write(f"process {os.getpid()} on {socket.gethostname()}")
         try:
             yield say
-            say("done")
+            write(DONE)
         except UserError as error:
-            say(str(error))
+            write(str(error))
             sys.exit(f"error: {error}")
         except Exception as error:
             traceback.print_exc(file=file)

@@ -31,6 +31,7 @@ VERSIONS = {
     "reference": 1,
     "pretrain": 1,
     "published": 1,
+    "validation": 1,
     "pairs": 1,
     "baselines": 1,
     "superres": 1,
@@ -40,11 +41,14 @@ VERSIONS = {
     "codi": 1,
     "guided": 1,
     "costs": 1,
+    "timing": 1,
     "weights": 1,
     "cell": 1,
     "score": 1,
     "scores": 1,
+    "fits": 1,
     "figure": 1,
+    "claims": 1,
 }
 
 

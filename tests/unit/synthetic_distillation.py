@@ -132,7 +132,7 @@ def a_resumed_run_replays(task, stopping, folder: Path, steps=40, **settings):
         run(stopping, "parts")
     assert (folder / "parts" / "state.safetensors").exists()
     assert run(task, "parts") == whole
-    return [json.loads(line)["loss"] for line in open(folder / "parts" / "loss.jsonl")][-steps // 10 :]
+    return [json.loads(line)["loss"] for line in open(folder / "parts" / "metrics.jsonl")][-steps // 10 :]
 
 
 def trained(task, steps, init, **settings):

@@ -1,4 +1,4 @@
-"""Selection, frontier, findings and summary on tables whose right answers are known."""
+"""Selection, frontier and summary on tables whose right answers are known."""
 
 from __future__ import annotations
 
@@ -7,13 +7,12 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
-from synthetic_study import PAPER_FAMILY, SMALL_FAMILY, family, fid, make_study, paper_study, small_study
+from synthetic_study import PAPER_FAMILY, SMALL_FAMILY, family, fid, paper_study, small_study
 
-from ldmscale.analysis import findings as claims
-from ldmscale.analysis.findings import CANNOT_TELL, NOT_SUPPORTED, SUPPORTED, evaluate
+from ldmscale.analysis.claims import evaluate, load_claims
 from ldmscale.analysis.frontier import at_budgets, crossover, default_budgets, envelope, winners
 from ldmscale.analysis.intervals import centred, interval
-from ldmscale.analysis.selection import best_cfg, heldout, optimal_cfg, replicates, select
+from ldmscale.analysis.selection import best_cfg, optimal_cfg, replicates, select
 from ldmscale.analysis.study import format_count, format_params, model_label, models_of
 from ldmscale.analysis.summary import markdown_text, summary_markdown
 from ldmscale.cells.cell import Cell
@@ -152,122 +151,27 @@ def test_crossover_is_where_the_largest_stays_best():
     assert crossover(at_budgets(always))[0] == 4.0
 
 
-# ---- findings -------------------------------------------------------------------------------------------------------
-
-
-def verdicts(study) -> dict[str, str]:
-    return {f.id: f.verdict for f in evaluate(study.scores, study.experiments)}
-
-
-ALL = ["training-fid", "training-clip", "model-size", "guidance", "small-budget-ddim", "small-budget-ddpm",
-       "small-budget-dpmpp2m"]  # fmt: skip
-
-
-@pytest.mark.parametrize("study", [small_study, paper_study])
-def test_effects_that_are_there_are_found(study):
-    assert verdicts(study()) == dict.fromkeys(ALL, SUPPORTED)
-
-
-def test_effects_the_other_way_are_not_supported():
-    def opposite(model, models, train, steps, cfg, sampler):
-        rank = models.index(model) / (len(models) - 1)
-        best = 2 + 4 * rank  # the optimal CFG follows the model, not the steps
-        # Large models need fewer steps, so they win at the smallest budget; at 20 steps small models win.
-        return (
-            30 + 14 * train + 40 / steps**2 * (1 - rank) * 20 + 2.0 * rank * (steps > 8) + 9 * math.log(cfg / best) ** 2
-        )
-
-    def size_reversed(model, models, train, steps, cfg, sampler):
-        return 30 + 3 * models.index(model)
-
-    got = verdicts(small_study(fid_of=opposite))
-    assert got["training-fid"] == got["training-clip"] == got["guidance"] == NOT_SUPPORTED
-    assert verdicts(small_study(fid_of=size_reversed))["model-size"] == NOT_SUPPORTED
-
-
-def test_a_largest_model_that_wins_at_every_budget_refutes_the_small_budget_finding():
-    def no_steps_needed(model, models, train, steps, cfg, sampler):
-        return 30 - 3 * models.index(model)
-
-    got = small_study(fid_of=no_steps_needed)
-    for finding in evaluate(got.scores, got.experiments)[-3:]:
-        assert finding.verdict == NOT_SUPPORTED
-        assert finding.numbers[0].value == pytest.approx(3, abs=0.6)
-        turn = next(n for n in finding.numbers if n.label.startswith("Cost from which"))
-        assert turn.value == 2.0  # the smallest cost at which the largest model was sampled
-
-
-def test_one_reversed_step_in_size_refutes_monotone_improvement():
-    def bump(model, models, train, steps, cfg, sampler):
-        return [40.0, 30.0, 36.0, 20.0, 10.0][models.index(model)]
-
-    finding = claims.model_size(*(lambda s: (s.scores, s.experiments["headline"]))(small_study(fid_of=bump)))
-    assert finding.numbers[0].high < 0  # the slope is down
-    assert finding.verdict == NOT_SUPPORTED and "f12 to f16" in finding.note
-
-
-def test_without_effects_few_verdicts_are_given():
-    """Under no effect at all, at most about one verdict in ten may be a false one (5% by construction, and the size
-    finding has two tests)."""
-    given = []
-    for seed in range(12):
-        study = make_study(
-            family(SMALL_FAMILY[:3], 0.0135), (2, 8, 32), (2.0, 4.0, 6.0), headline=(8, 4.0), seed=seed, replicates=60,
-            fid_of=lambda *_: 30.0, noise=3.0, point_noise=3.0,
-        )  # fmt: skip
-        given += [v != CANNOT_TELL for name, v in verdicts(study).items() if not name.startswith("training")]
-    assert np.mean(given) <= 0.12
-
-
-def test_intervals_are_paired_over_cells(small):
-    """The luck of the prompts is common to all cells: differences must be far surer than the cells by themselves."""
-    rows = heldout(select(small.scores, small.experiments["headline"]))
-    alone = [np.diff(interval(v, r))[0] for v, r in zip(rows["fid"], replicates(rows, "fid"), strict=True)]
-    ends = claims.model_size(small.scores, small.experiments["headline"]).numbers[1]
-    assert ends.high - ends.low < 0.6 * min(alone)
-
-
-def test_no_verdict_without_replicates(small):
-    scores = small.scores.assign(fid_reps=[[] for _ in range(len(small.scores))], clip_reps=None)
-    for finding in evaluate(scores, small.experiments):
-        assert finding.verdict == CANNOT_TELL
-        assert "no bootstrap replicates" in finding.note
-        assert all(math.isnan(n.low) for n in finding.numbers if not n.label.startswith("Cost from"))
-
-
-def test_absent_experiments_and_too_small_ones_cannot_tell(small):
-    got = evaluate(small.scores, {})
-    assert [f.id for f in got] == ALL and {f.verdict for f in got} == {CANNOT_TELL}
-    assert "'samplers' is not part of this run" in got[-1].note
-    one = {name: [c for c in cells if c.model == "f8"] for name, cells in small.experiments.items()}
-    assert {f.id: f.verdict for f in evaluate(small.scores, one)}["small-budget-ddim"] == CANNOT_TELL
-    one_cfg = {"grid": [c for c in small.experiments["grid"] if c.cfg == 4.0]}
-    assert "one guidance weight only" in evaluate(small.scores, one_cfg)[3].note
-
-
-def test_variance_components():
-    steps, models = np.array([1.0, 3.0, 5.0]), np.array([0.0, 0.0, 3.0])
-    exact = claims._variance_components(steps[:, None] + models[None])
-    np.testing.assert_allclose(exact, [models.var(ddof=1), steps.var(ddof=1)])
-    # Noise alone favours neither factor, whatever the table's shape.
-    rng = np.random.default_rng(1)
-    noise = np.mean([claims._variance_components(rng.normal(size=(4, 11))) for _ in range(4000)], axis=0)
-    np.testing.assert_allclose(noise, 0, atol=0.02)
-
-
 # ---- summary and labels ---------------------------------------------------------------------------------------------
 
 
+def judged(study, experiments=None):
+    found = evaluate(study.scores, study.experiments if experiments is None else experiments, load_claims())
+    return [each.finding for each in found if each.claim.task == "t2i"]
+
+
 def test_summary_says_every_verdict_and_number(small):
-    found = evaluate(small.scores, small.experiments)
-    text = summary_markdown(found, small.study, small.scores)
+    found = judged(small)
+    text = summary_markdown(found, small.study, small.scores, more=["## Fits", ""])
     for finding in found:
         assert markdown_text(finding.statement) in text
         for number in finding.numbers:
             assert markdown_text(number) in text
-    assert "this run supports 7, does not support 0, and cannot tell about 0" in text
+    assert (
+        f"Of {len(found)} findings, this run supports {len(found)}, does not support 0, and cannot tell about 0" in text
+    )
     assert "256 held out" in text and "128 tuning prompts" in text and "one seed" in text
     assert r"synthetic\_\$x\$" in text and "synthetic_$x$" not in text
+    assert text.count("\n\n## Fits\n\n## How to read") == 1
     for line in text.splitlines():
         if line.startswith("|"):
             assert line.replace(r"\|", "").count("|") in (3, 5)
@@ -278,8 +182,7 @@ def test_summary_writes_what_cannot_be_told(small):
         return fid(model, models, train, steps, cfg, sampler) + 100 * (model is models[-1])
 
     study = small_study(fid_of=never)
-    found = evaluate(study.scores, {"grid": study.experiments["grid"]})
-    text = summary_markdown(found, study.study, study.scores)
+    text = summary_markdown(judged(study, {"grid": study.experiments["grid"]}), study.study, study.scores)
     assert "Cost from which f32 is the best: not within this run" in text
     assert "f32 is the best at no cost of this run" in text
     assert "is not part of this run" in text

@@ -12,7 +12,7 @@ from ldmscale.config.study import Study
 from ldmscale.errors import UserError
 
 ONCE = ("data", "tokenizer", "autoencoder", "clip", "latents", "prompts", "reference", "pairs", "baselines", "subjects",
-        "costs")  # fmt: skip
+        "costs", "timing")  # fmt: skip
 TASKS = ("t2i", "superres", "dreambooth", "codi", "guided")
 
 
@@ -79,16 +79,16 @@ DOWNSTREAM = [
     ({"data": {"counts": {"heldout": 65}}}, EVERYTHING),
     ({"data": {"train": COCO}}, EVERYTHING),
     ({"data": {"evaluation": COCO}}, EVERYTHING),
-    ({"tokenizer": {"vocab_size": 301}}, {"tokenizer", "costs"} | CLIP),
+    ({"tokenizer": {"vocab_size": 301}}, {"tokenizer", "costs", "timing"} | CLIP),
     ({"autoencoder": {"kl_weight": 2.0e-6}}, {"autoencoder"} | ENCODED),
-    ({"autoencoder": {"channels": 16}}, {"autoencoder", "costs"} | ENCODED),
+    ({"autoencoder": {"channels": 16}}, {"autoencoder", "costs", "timing"} | ENCODED),
     ({"autoencoder": {"train": {"steps": 31}}}, {"autoencoder"} | ENCODED),
     ({"autoencoder": {"weights": "weights.safetensors"}}, {"autoencoder"} | ENCODED),
     ({"clip": {"image_depth": 2}}, CLIP),
     ({"clip": {"train": {"learning_rate": 1.0e-3}}}, CLIP),
-    ({"unet": {"blocks_per_level": 2}}, {"costs"} | TRAINED),
-    ({"unet": {"attention_levels": [True, True]}}, {"costs"} | TRAINED),
-    ({"diffusion": {"beta_end": 0.02}}, TRAINED),
+    ({"unet": {"blocks_per_level": 2}}, {"costs", "timing"} | TRAINED),
+    ({"unet": {"attention_levels": [True, True]}}, {"costs", "timing"} | TRAINED),
+    ({"diffusion": {"beta_end": 0.02}}, {"timing"} | TRAINED),
     ({"superres": {"degradation": "real-esrgan"}}, PAIRS),
     ({"superres": {"items": 65}}, PAIRS),
     ({"superres": {"train": "photos"}}, PAIRS),
@@ -126,9 +126,10 @@ DOWNSTREAM = [
     ({"metrics": {"replicates": 60}}, {"baselines"} | scored(*TASKS)),
     ({"metrics": {"lpips": {"alex": LPIPS}}}, {"baselines"} | scored("superres", "dreambooth")),
     ({"metrics": {"dino": "dino.pth"}}, {"baselines"} | scored("superres", "dreambooth")),
+    ({"metrics": {"dinov2": "dinov2.pth"}}, {"reference"} | scored("t2i", "codi", "guided")),
     # Other same-cost cells are drawn; none of them is scored.
     ({"reference_filters": 4}, both("t2i cells") | {"costs", "scores"}),
-    ({"sampling": {"batch": 32}}, set()),
+    ({"sampling": {"batch": 32}}, {"timing", "scores"}),  # seconds an image, in such batches
     ({"sampling": {"keep_images": False}}, set()),
     ({"sampling": {"cells_per_job": "model"}}, set()),
     ({"dpi": 300}, set()),
@@ -166,6 +167,7 @@ VERSIONS = [
     ("codi", CONSISTENT),
     ("guided", HALVED),
     ("costs", {"costs", "scores"}),
+    ("timing", {"timing", "scores"}),
     ("weights", sampled(*TASKS)),
     ("cell", sampled(*TASKS)),
     ("score", scored(*TASKS)),
@@ -357,6 +359,7 @@ def test_a_file_that_the_config_names_counts_by_its_bytes(tmp_path):
         ("w.st", {"autoencoder": {"weights": str(tmp_path / "w.st")}}, {"autoencoder"} | ENCODED),
         ("c.st", {"clip": {"weights": str(tmp_path / "c.st")}}, CLIP),
         ("i.pt", {"metrics": {"inception": str(tmp_path / "i.pt")}}, {"reference", "baselines"} | scored(*TASKS)),
+        ("v.pth", {"metrics": {"dinov2": str(tmp_path / "v.pth")}}, {"reference"} | scored("t2i", "codi", "guided")),
         ("d.pth", {"metrics": {"dino": str(tmp_path / "d.pth")}}, downstream),
         ("b.pth", {"metrics": {"lpips": {"vgg": lpips}}}, downstream),
     ):
@@ -439,7 +442,8 @@ def test_figures_of_downstream_tasks_know_what_they_show_beside_cells():
         ({"figures": {"fig14": {"prompts": [1]}}}, {"fig14"}),
         ({"figures": {"fig07": {"steps": 2}}}, {"fig07"}),
         ({"pretrain": {"learning_rate": 2.0e-3}}, set(figures(chain()))),
-        ({"sampling": {"batch": 32}}, set()),
+        ({"sampling": {"batch": 32}}, set(figures(chain()))),
+        ({"sampling": {"keep_images": False}}, set()),
     ],
     ids=str,
 )

@@ -1,105 +1,35 @@
 """Findings and checks of super-resolution and DreamBooth on made tables whose right answers are known, both ways."""
 
 import dataclasses
-import math
 
 import numpy as np
 import pandas as pd
 import pytest
-from synthetic_dreambooth import PROMPTS, dreambooth_rows, score, with_dreambooth
-from synthetic_study import PAPER_FAMILY, SMALL_FAMILY, family, small_study, with_interpolation
+from synthetic_dreambooth import PROMPTS, dreambooth_rows, with_dreambooth
+from synthetic_study import PAPER_FAMILY, family, small_study, with_interpolation
+from synthetic_superres import CURVE, MODELS, SWEEP, baseline, scales, superres_table
 
-from ldmscale.analysis.downstream import (
-    checks,
-    downstream_findings,
-    superres_longer,
-    superres_rows,
-    superres_size,
-    superres_small_budget,
-)
-from ldmscale.analysis.findings import CANNOT_TELL, NOT_SUPPORTED, SUPPORTED, evaluate
+from ldmscale.analysis.claims import evaluate, judge, load_claims
+from ldmscale.analysis.downstream import checks
+from ldmscale.analysis.findings import CANNOT_TELL, NOT_SUPPORTED, SUPPORTED, Run
 from ldmscale.analysis.study import models_of
 from ldmscale.analysis.summary import markdown_text, summary_markdown
-from ldmscale.cells.cell import Cell
 from ldmscale.errors import UserError
 
-MODELS = family(SMALL_FAMILY, 0.0493)[:4]
-CURVE, SWEEP = 20, (4, 8, 10, 20, 40)  # steps of the finetuning curves, and of the last checkpoint
-REPLICATES = 100
-
-
-def scales(model: int, step: int, steps: int) -> float:
-    """Size counts for much, finetuning for less, and a model needs the more sampling steps the larger it is."""
-    return 40 - 4 * model - 2 * math.log2(1 + step / 100) + 12 * (1 + model) / steps
-
-
-def superres_table(fid=scales, models=MODELS, checkpoints=(0, 100, 200, 400), noise=0.05, seed=0, **changes):
-    """The table's super-resolution rows; ``noise`` is the replicates' spread beside the luck that all rows share."""
-    rng = np.random.default_rng(seed)
-    luck = rng.normal(size=REPLICATES)
-    rows = []
-    for i, model in enumerate(models):
-        for step in checkpoints:
-            for steps in SWEEP if step == checkpoints[-1] else (CURVE,):
-                cell = Cell("superres", model.name, f"superres-{step}", "ddim", steps, 1.0)
-                value = fid(i, step, steps)
-                reps = (1.04 * value + luck + rng.normal(scale=noise, size=REPLICATES)).tolist()
-                rows.append(
-                    {
-                        "cell": cell.path, **dataclasses.asdict(cell), "train_step": step, "split": "superres",
-                        "n": 300, "filters": model.filters, "params": model.params + 100, "gflops": model.gflops * 1.01,
-                        "norm_cost": model.norm_cost, "cost": model.norm_cost * steps,
-                        "train_gflops": model.gflops * step, "fid": value, "fid_features": "made-up features",
-                        "fid_reps": reps, "perceptual": value / 100, "perceptual_features": "LPIPS AlexNet",
-                        "perceptual_reps": (np.array(reps) / 100).tolist(), **changes,
-                    }
-                )  # fmt: skip
-    return pd.DataFrame(rows)
-
-
-def baseline(name: str, fid: float, seed: int = 1) -> dict:
-    reps = fid + np.random.default_rng(seed).normal(scale=0.05, size=REPLICATES)
-    return {"baseline": name, "fid": fid, "fid_reps": reps.tolist(), "perceptual": fid / 100,
-            "perceptual_reps": (reps / 100).tolist()}  # fmt: skip
-
-
-def verdicts(scores: pd.DataFrame) -> dict[str, str]:
-    return {f.id: f.verdict for f in downstream_findings(scores)}
-
-
+CLAIM = {claim.id: claim for claim in load_claims()}
 ALL = ["superres-size", "superres-longer", "dreambooth-size", "superres-small-budget"]
 
 
-def test_effects_that_are_there_are_found():
-    scores = pd.concat([superres_table(), dreambooth_rows(MODELS)])
-    assert verdicts(scores) == dict.fromkeys(ALL, SUPPORTED)
-    assert list(verdicts(scores)) == ALL
+def judged(scores: pd.DataFrame, id: str):
+    return judge(CLAIM[id], Run(scores, {}), CLAIM[id].metrics[0])
 
 
-def test_effects_the_other_way_are_not_supported():
-    def smaller_is_better(model, step, steps):
-        # Finetuning counts for much; with few steps the largest is best, by far.
-        return 20 + (1 if steps >= CURVE else -4) * model + 400 / (100 + step)
-
-    def shrinks(model, step, measure):
-        return score(-model, step, measure)
-
-    scores = pd.concat([superres_table(smaller_is_better), dreambooth_rows(MODELS, score=shrinks)])
-    assert verdicts(scores) == dict.fromkeys(ALL, NOT_SUPPORTED)
+def verdicts(scores: pd.DataFrame) -> dict[str, str]:
+    return {id: judged(scores, id).verdict for id in ALL if CLAIM[id].task in set(scores["task"])}
 
 
-def test_tables_without_the_rows_have_no_findings_or_checks():
-    study = small_study()
-    assert downstream_findings(study.scores) == [] and checks(study.scores) == []
-    assert list(verdicts(superres_table())) == [ALL[0], ALL[1], ALL[3]]
-    assert list(verdicts(dreambooth_rows(MODELS))) == ["dreambooth-size"]
-
-
-def test_without_replicates_nothing_can_be_told():
-    rows = superres_table(fid_reps=None, perceptual_reps=None)
-    for finding in downstream_findings(rows):
-        assert finding.verdict == CANNOT_TELL and "no bootstrap replicates" in finding.note
-        assert finding.numbers and all(math.isnan(n.low) for n in finding.numbers)
+def test_tables_without_the_rows_have_no_checks():
+    assert checks(small_study().scores) == []
 
 
 def test_without_effects_few_verdicts_are_given():
@@ -120,25 +50,28 @@ def test_without_effects_few_verdicts_are_given():
 def test_size_is_judged_after_the_same_finetuning():
     rows = superres_table()
     longer = superres_table(lambda *_: 1.0, MODELS[:1], checkpoints=(800,))  # only the smallest was finetuned so long
-    finding = superres_size(superres_rows(pd.concat([rows, longer])))
-    assert finding.verdict == SUPPORTED and finding.section == "Fig. 4"
+    finding = judged(pd.concat([rows, longer]), "superres-size")
+    assert finding.verdict == SUPPORTED
     ends = next(n for n in finding.numbers if n.label == "FID of f24 minus FID of f8")
     assert ends.value == pytest.approx(-4 * 3 + 12 * 3 / CURVE) and ends.low < ends.value < ends.high
     assert ends.high - ends.low < 0.5  # paired: the shared luck alone is 4 wide
     assert "After 400 finetuning steps, 20-step DDIM" in finding.note
-    perceptual = finding.numbers[-1]
-    assert perceptual.label == "Perceptual distance (LPIPS AlexNet) of f24 minus that of f8"
-    assert perceptual.value == pytest.approx(ends.value / 100)
+    perceptual = judged(rows, "superres-perceptual")
+    assert perceptual.numbers[1].label == "Perceptual distance of f24 minus perceptual distance of f8"
+    assert perceptual.numbers[1].value == pytest.approx(ends.value / 100)
+    assert "perceptual distance by LPIPS AlexNet" in perceptual.note
+    inception = judged(rows, "superres-inception")
+    assert inception.numbers[0].low > 0 and inception.verdict == SUPPORTED and "by made-up classes" in inception.note
 
 
 def test_one_reversed_step_in_size_refutes_it():
-    finding = superres_size(superres_rows(superres_table(lambda model, *_: [40.0, 20.0, 25.0, 10.0][model])))
+    finding = judged(superres_table(lambda model, *_: [40.0, 20.0, 25.0, 10.0][model]), "superres-size")
     assert finding.numbers[0].high < 0 and finding.verdict == NOT_SUPPORTED and "f12 to f16" in finding.note
 
 
 def test_longer_finetuning_is_twice_as_long_at_least():
-    rows = superres_rows(superres_table())
-    finding = superres_longer(rows)
+    rows = superres_table()
+    finding = judged(rows, "superres-longer")
     first, end = finding.numbers
     assert first.label == "FID of f24 after 200 finetuning steps minus the best FID of f8, after 400 of 400"
     assert first.value == pytest.approx(scales(3, 200, CURVE) - scales(0, 400, CURVE))
@@ -148,7 +81,7 @@ def test_longer_finetuning_is_twice_as_long_at_least():
 
 def test_within_the_same_compute_the_large_model_has_fewer_steps():
     models = [dataclasses.replace(m, gflops=g) for m, g in zip(MODELS[:2], (1.0, 3.0), strict=True)]
-    finding = superres_longer(superres_rows(superres_table(models=models)))
+    finding = judged(superres_table(models=models), "superres-longer")
     labels = [n.label for n in finding.numbers]
     assert labels[1].startswith("Within the same finetuning compute: FID of f12 after 100 finetuning steps")
     assert labels[2].startswith("At the end: FID of f12 after 400 finetuning steps")
@@ -159,25 +92,25 @@ def test_the_small_models_best_checkpoint_counts_and_is_said_to_be_chosen():
     def worse_at_last(model, step, steps):
         return {0: 50.0, 100: 40.0, 200: 5.0, 400: 45.0}[step] if model == 0 else 20.0
 
-    finding = superres_longer(superres_rows(superres_table(worse_at_last)))
+    finding = judged(superres_table(worse_at_last), "superres-longer")
     assert finding.verdict == NOT_SUPPORTED and finding.numbers[0].value == pytest.approx(15)
     assert "after 200 of 400" in finding.note and "chosen on the patches that it is reported on" in finding.note
 
 
 def test_longer_finetuning_needs_checkpoints():
-    finding = superres_longer(superres_rows(superres_table(checkpoints=(0, 400))))
+    finding = judged(superres_table(checkpoints=(0, 400)), "superres-longer")
     assert finding.verdict == CANNOT_TELL and "no checkpoint at half of f8's 400 finetuning steps" in finding.note
     one = superres_table(models=MODELS[:1])
-    assert {f.verdict for f in downstream_findings(one)} == {CANNOT_TELL}
+    assert set(verdicts(one).values()) == {CANNOT_TELL}
     untrained = superres_table(checkpoints=(0,))
-    assert {f.verdict for f in downstream_findings(untrained)} == {CANNOT_TELL}
-    assert "no finetuning step common" in downstream_findings(untrained)[0].note
+    assert set(verdicts(untrained).values()) == {CANNOT_TELL}
+    assert "no finetuning step common" in judged(untrained, "superres-size").note
 
 
 def test_the_small_budget_takes_the_most_steps_that_a_cost_affords():
     models = [dataclasses.replace(m, norm_cost=c) for m, c in zip(MODELS[:3], (0.25, 0.5, 1.0), strict=True)]
     calls = superres_table(lambda model, step, steps: 10.0 + model + 40 / steps, models)
-    finding = superres_small_budget(calls)
+    finding = judged(calls, "superres-small-budget")
     assert finding.verdict == SUPPORTED
     # The largest costs 4 in 4 steps; the smallest could pay 16, of which 10 were sampled; the next 8.
     assert [n.label for n in finding.numbers[:2]] == [
@@ -196,9 +129,9 @@ def test_the_small_budget_is_refuted_only_if_every_smaller_model_is_worse():
         return [50.0, 20.3, 20.0][model]
 
     models = [dataclasses.replace(m, norm_cost=c) for m, c in zip(MODELS[:3], (0.25, 0.5, 1.0), strict=True)]
-    finding = superres_small_budget(superres_table(middling, models, noise=1.0))
+    finding = judged(superres_table(middling, models, noise=1.0), "superres-small-budget")
     assert finding.verdict == CANNOT_TELL and "0 of 2 smaller models are better" in finding.note
-    assert superres_small_budget(superres_table(middling, models, noise=0.02)).verdict == NOT_SUPPORTED
+    assert judged(superres_table(middling, models, noise=0.02), "superres-small-budget").verdict == NOT_SUPPORTED
 
 
 def test_many_smaller_models_do_not_make_a_win_of_luck():
@@ -209,18 +142,18 @@ def test_many_smaller_models_do_not_make_a_win_of_luck():
         rng = np.random.default_rng(seed)
         luck = {i: rng.normal() for i in range(len(models))}
         rows = superres_table(lambda model, *_, luck=luck: 30 + luck[model], models, (400,), noise=1.0, seed=seed)
-        wins += superres_small_budget(rows).verdict == SUPPORTED
+        wins += judged(rows, "superres-small-budget").verdict == SUPPORTED
     assert wins <= 4
 
 
 def test_a_small_budget_needs_few_steps_of_two_models():
     rows = superres_table()
     for some in (rows[rows["steps"] > 20], rows.assign(sampler="ddpm"), rows[rows["model"] == "f8"]):
-        finding = superres_small_budget(some)
+        finding = judged(some, "superres-small-budget")
         assert finding.verdict == CANNOT_TELL and "at most 20 steps" in finding.note
     dear = rows[(rows["model"] == "f24") | (rows["steps"] == 20)].assign(norm_cost=1.0, cost=lambda r: r["steps"])
     dear = dear[(dear["model"] != "f24") | (dear["steps"] == 4)]
-    assert "No smaller model was sampled at a cost at which f24 was" in superres_small_budget(dear).note
+    assert "No smaller model was sampled at a cost at which f24 was" in judged(dear, "superres-small-budget").note
 
 
 # ---- DreamBooth -----------------------------------------------------------------------------------------------------
@@ -230,26 +163,26 @@ def test_dreambooth_names_the_networks_and_the_largest_rise():
     def tiers(model, step, measure):
         return 0.3 + 0.2 * (model >= 2) + 0.1 * (step > 0)
 
-    (finding,) = downstream_findings(dreambooth_rows(MODELS, score=tiers, noise=0.001))
-    assert finding.verdict == SUPPORTED and finding.section == "Fig. 6"
+    finding = judged(dreambooth_rows(MODELS, score=tiers, noise=0.001), "dreambooth-size")
+    assert finding.verdict == SUPPORTED
     assert finding.numbers[0].label == "DINO of f24 minus DINO of f8"
     assert finding.numbers[0].value == pytest.approx(0.2, abs=0.005)
     assert "largest rise from one size to the next: DINO of f16 minus DINO of f12" in finding.note
-    assert "DINO by tiny-clip image features, CLIP-I by tiny-clip" in finding.note and "pictures only" in finding.note
+    assert "DINO by tiny-clip image features, CLIP-I by tiny-clip" in finding.note
     labels = [n.label for n in finding.numbers]
     assert [f"{m} of f24 minus {m} of f8" in labels for m in ("CLIP-I", "CLIP-T", "PRES", "DIV")] == [True] * 4
 
 
 def test_dreambooth_of_one_model_cannot_tell():
-    (finding,) = downstream_findings(dreambooth_rows(MODELS[:1]))
+    finding = judged(dreambooth_rows(MODELS[:1]), "dreambooth-size")
     assert finding.verdict == CANNOT_TELL and "two or more models" in finding.note
-    (finding,) = downstream_findings(dreambooth_rows(MODELS, steps=(0,)))
+    finding = judged(dreambooth_rows(MODELS, steps=(0,)), "dreambooth-size")
     assert finding.verdict == CANNOT_TELL
 
 
 def test_dreambooth_is_judged_at_the_setting_with_the_checkpoints():
     once = dreambooth_rows(MODELS, steps=(200,), score=lambda model, *_: -model, sampling=("ddim", 50, 7.5))
-    (finding,) = downstream_findings(pd.concat([once, dreambooth_rows(MODELS)]))
+    finding = judged(pd.concat([once, dreambooth_rows(MODELS)]), "dreambooth-size")
     assert finding.verdict == SUPPORTED and "20-step DDIM" in finding.note
 
 
@@ -291,9 +224,14 @@ def test_checks_need_what_they_compare():
 # ---- summary --------------------------------------------------------------------------------------------------------
 
 
+def findings(scores, experiments):
+    found = evaluate(scores, experiments, load_claims())
+    return [each.finding for each in found if each.claim.task in set(scores["task"])]
+
+
 def test_the_summary_of_text_to_image_alone_is_as_it_was():
     study = small_study()
-    found = evaluate(study.scores, study.experiments)
+    found = findings(study.scores, study.experiments)
     text = summary_markdown(found, study.study, study.scores)
     assert "Checks" not in text and "DreamBooth" not in text and "uper-resolution" not in text
     assert f"| Measured settings | {study.scores['cell'].nunique()} |" in text
@@ -308,9 +246,9 @@ def test_other_tasks_do_not_leak_into_the_head_but_are_told():
     alone = small_study()
     scores = pd.concat([superres_table(), study.scores], ignore_index=True)
     baselines = [baseline("reconstruction", 3.0), baseline("bicubic", 90.0)]
-    found = evaluate(scores, study.experiments) + downstream_findings(scores)
+    found = findings(scores, study.experiments)
     text = summary_markdown(found, study.study, scores, baselines)
-    before = summary_markdown(evaluate(alone.scores, alone.experiments), alone.study, alone.scores)
+    before = summary_markdown(findings(alone.scores, alone.experiments), alone.study, alone.scores)
     head = before.split("\n## ")[0].splitlines()
     lost = [line for line in head if line not in text.splitlines()]
     assert lost == [f"| Measured settings | {alone.scores['cell'].nunique()} |"]
@@ -323,7 +261,7 @@ def test_other_tasks_do_not_leak_into_the_head_but_are_told():
         assert markdown_text(finding.statement) in text
         for number in finding.numbers:
             assert markdown_text(number) in text
-    assert f"Of {7 + 4} findings" in text
+    assert f"Of {len(found)} findings" in text
     part = text.split("## Checks")[1].split("\n## ")[0]
     assert part.count("\n- ") == 6 and "in 4 of 4 models beyond the interval" in part and "bicubic 90" in part
     assert "one set of patches" in text and "another choice of subjects" in text

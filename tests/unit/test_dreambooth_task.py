@@ -69,7 +69,7 @@ def test_training_starts_from_the_pretrained_network_and_moves_at_the_recipes_ra
         state = initial_state(unet_task, replace(config, seed=seed))
         jax.tree.map(np.testing.assert_array_equal, tree(state.params), unet_task.params)
         jax.tree.map(np.testing.assert_array_equal, tree(state.ema), unet_task.params)
-    after, loss = build_step(unet_task, config)(state, unet_task.batch(0))
+    after, (loss, *_) = build_step(unet_task, config)(state, unet_task.batch(0))
     assert np.isfinite(loss)
     moved = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), tree(after.params), unet_task.params)
     # AdamW's first step is at most the rate, and the decay a hundredth of it.

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 
 import jax
 import jax.numpy as jnp
@@ -59,7 +60,9 @@ def batch4():
 
 def sample(of, params, cell=CELL, prompts=PROMPTS, spacing="leading"):
     states, numbers, splits = prompts.drawn(True)
-    z = of.latents(params, cell, spacing, Draws(states, prompts.null, numbers, splits))
+    told = []
+    z = of.latents(params, cell, spacing, Draws(states, prompts.null, numbers, splits), lambda *done: told.append(done))
+    assert told[-1] == (len(splits), len(splits)) and told == sorted(set(told))
     assert z.shape == (len(splits), SIZE, SIZE, 4) and np.isfinite(z).all()
     return {split: z[[s == split for s in splits]] for split in dict.fromkeys(splits)}
 
@@ -213,17 +216,18 @@ def test_at_guidance_one_both_programs_agree(params, batch4):
 
 @pytest.mark.parametrize("count", [1, 3, 4, 5, 8, 9])
 def test_a_last_batch_is_padded_and_cut(count):
-    shapes = []
+    shapes, told = [], []
 
     def fn(x, y):
         shapes.append(x.shape)
         return {"sum": x + y, "first": x[:, 0]}
 
     x = np.arange(2.0 * count).reshape(count, 2)
-    found = in_batches(fn, 4, x, 10 * x)
+    found = in_batches(fn, 4, x, 10 * x, tell=lambda *done: told.append(done))
     np.testing.assert_array_equal(found["sum"], 11 * x)
     np.testing.assert_array_equal(found["first"], x[:, 0])
     assert set(shapes) == {(4, 2)}
+    assert told == [(min(n, count), count) for n in range(4, count + 4, 4)]
 
 
 def test_latents_become_pixels_and_pixels_latents():
@@ -255,12 +259,14 @@ class Drawing:
     def __init__(self, fail_at=None):
         self.schedule, self.drawn, self.fail_at = Schedule(), [], fail_at
 
-    def latents(self, params, cell, spacing, draws):
+    def latents(self, params, cell, spacing, draws, tell):
         if len(self.drawn) == self.fail_at:
             raise KeyboardInterrupt
         self.drawn.append(cell)
         assert params == f"weights of {cell.weights}"
         count = len(draws.numbers)
+        tell(1, count)
+        tell(count, count)
         return np.zeros((count, 2, 2, 1)) + np.arange(count).reshape(-1, 1, 1, 1) + cell.steps
 
 
@@ -286,7 +292,11 @@ def drawn(cell, scored):
 def run(folder, cells, drawing=None):
     drawing, said = drawing or Drawing(), []
     generate(cells, folder, drawing, drawn, lambda cell: f"weights of {cell.weights}", grey, said.append)
-    assert len(said) == len(drawing.drawn)
+    # Of a cell's batches now and then, the first of them at once; of each cell.
+    cells = [line for line in said if not line.startswith("cell ")]
+    assert len(cells) == len(drawing.drawn) and len(said) - len(cells) == bool(cells)
+    assert all(re.fullmatch(r"\d+/\d+  task=\S+  \d+ %, \d+ s left", line) for line in cells), cells
+    assert not cells or drawing.drawn[-1] != CELLS[-1] or "  100 %, 0 s left" in cells[-1]
     return drawing.drawn
 
 

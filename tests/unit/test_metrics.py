@@ -61,6 +61,7 @@ def test_guard_leaves_loading_operators_alone(monkeypatch):
 
 def test_metrics_do_not_import_torch_by_themselves():
     names = ("frechet", "clip_score", "bootstrap", "inception", "torch_guard")
+    names += ("kernels", "neighbours", "extrapolation", "real")
     code = "import sys\n" + "".join(f"import ldmscale.metrics.{name}\n" for name in names)
     code += "assert not {'torch', 'jax', 'cleanfid', 'scipy'} & set(sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

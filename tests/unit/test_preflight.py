@@ -75,13 +75,13 @@ for name, devices, fsdp in layouts:
     step = build_step(task, config, places)
     for n in range(3):
         batch = {k: jax.device_put(v, sharding.batch_sharding(mesh)) for k, v in task.batch(n).items()}
-        state, loss = step(state, batch)
+        state, (loss, norm, _) = step(state, batch)
     for place, array in zip(jax.tree.leaves(places), jax.tree.leaves(state), strict=True):
         assert array.sharding.is_equivalent_to(place, array.ndim), (name, place, array.sharding)
     whole = sum(x.nbytes for x in jax.tree.leaves(state))
     held = sum(x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(state))
     found[f"{name}/held"] = held / whole
-    found[f"{name}/loss"] = np.asarray(loss)
+    found[f"{name}/loss"], found[f"{name}/norm"] = np.asarray(loss), np.asarray(norm)
     for kind in ("params", "ema"):
         found[f"{name}/{kind}"] = np.concatenate([np.asarray(x).ravel() for x in jax.tree.leaves(getattr(state, kind))])
 try:
@@ -104,7 +104,8 @@ def layouts(tmp_path_factory):
 
 @pytest.mark.parametrize("layout", ["data", "fsdp", "both"])
 def test_training_is_the_same_on_every_layout(layouts, layout):
-    assert layouts[f"{layout}/loss"] == pytest.approx(layouts["one/loss"], rel=1e-5)
+    for what in ("loss", "norm"):
+        assert layouts[f"{layout}/{what}"] == pytest.approx(layouts[f"one/{what}"], rel=1e-5)
     for kind in ("params", "ema"):
         np.testing.assert_allclose(layouts[f"{layout}/{kind}"], layouts[f"one/{kind}"], rtol=0, atol=1e-5)
     assert np.abs(layouts["one/params"] - layouts["one/ema"]).max() > 1e-3

@@ -16,6 +16,7 @@ from ldmscale.metrics.clip_score import clip_scores
 from ldmscale.metrics.dreambooth_score import SubjectNetworks, dreambooth_row
 from ldmscale.metrics.features import study_features
 from ldmscale.metrics.frechet import frechet_distance, gaussian
+from ldmscale.metrics.kernels import CMMD, KID
 from ldmscale.metrics.scorers import open_scorer, superres_scorer
 from ldmscale.models.clip import CLIPConfig
 
@@ -34,6 +35,11 @@ def images(count, seed):
 def unit(*shape, seed=0):
     x = np.random.default_rng(seed).normal(size=(*shape, CLIP.embed_dim)).astype(np.float32)
     return x / np.linalg.norm(x, axis=-1, keepdims=True)
+
+
+def corners(images):
+    """What stands in for DINOv2."""
+    return images[:, 0, 0].astype(np.float32)
 
 
 def saved(folder, **arrays):
@@ -55,8 +61,10 @@ def folders(tmp_path_factory, features):
     states = {split: np.zeros((count, 3, 4), np.float32) for split, count in COUNTS.items()}
     between, ends = np.zeros((PAIRS, ALPHAS, 3, 4), np.float32), unit(PAIRS, 2, seed=8)
     Prompts(states, embeddings, np.zeros((3, 4), np.float32), between, ends).save(root / "prompts")
-    reference = {split: features(images(20, 20 + i))[0] for i, split in enumerate(("tuning", "heldout"))}
-    saved(root / "reference", **reference)
+    for i, split in enumerate(("tuning", "heldout")):
+        mine, embedding = features(images(20, 20 + i))
+        dinov2 = {f"{split}_dinov2": corners(images(20, 20 + i))}
+        saved(root / "reference", **{split: mine, f"{split}_clip": embedding}, **dinov2)
     saved(root / "pairs", hr=images(14, 1))
     saved(root / "subjects" / "hat_circle", images=images(5, 2), embeddings=unit(3, seed=9))
     return {name: root / name for name in ("prompts", "reference", "pairs", "subjects")}
@@ -78,7 +86,25 @@ def test_text_to_image_is_scored_on_both_splits(folders, features, tmp_path):
         prompts = Prompts.load(folders["prompts"]).embeddings[row["split"]]
         assert row["clip"] == pytest.approx(float(clip_scores(embedding, prompts).mean()))
         assert (row["fid_features"], row["clip_features"]) == ("study CLIP image features", "study CLIP")
-        assert len(row["fid_reps"]) == 50  # the config's replicates
+        assert len(row["fid_reps"]) == len(row["cmmd_reps"]) == 50  # the config's replicates
+        embeddings = np.load(folders["reference"] / f"{row['split']}_clip.npy")
+        assert row["cmmd"] == pytest.approx(CMMD(embeddings)(embedding)) and row["kid"] == pytest.approx(
+            KID(real)(mine)
+        )
+        assert "fd_dino" not in row
+
+
+def test_dinov2_is_opened_from_the_configs_file_and_compared_with_its_own_features(folders, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(scorers, "dinov2_features", lambda path: asked.append(path) or (corners, "corners"))
+    drawn = {split: images(COUNTS[split], 30) for split in ("tuning", "heldout")}
+    rows = opened("t2i", folders, dinov2={"weights": "dinov2.pth"})(CELL, saved(tmp_path, **drawn))
+    assert asked == ["dinov2.pth"]
+    for row in rows:
+        real = np.load(folders["reference"] / f"{row['split']}_dinov2.npy")
+        assert row["dinov2_features"] == "corners"
+        expected = frechet_distance(*gaussian(corners(drawn[row["split"]])), *gaussian(real))
+        assert row["fd_dino"] == pytest.approx(expected)
 
 
 def test_an_interpolation_is_scored_by_pair_and_alpha(folders, features, tmp_path):
@@ -148,5 +174,7 @@ def test_files_that_are_not_there_are_named(folders):
         opened("superres", folders, lpips={"alex": {"backbone": "nowhere.pth", "linear": "l.pth"}, "vgg": None})
     with pytest.raises(UserError, match="nowhere.pth does not exist"):
         opened("dreambooth", folders, dino="nowhere.pth")
+    with pytest.raises(UserError, match="nowhere.pth does not exist"):
+        opened("t2i", folders, dinov2={"weights": "nowhere.pth"})
     with pytest.raises(UserError, match="gone.*hr.npy cannot be read"):
         opened("superres", {**folders, "pairs": folders["pairs"] / "gone"})

@@ -14,8 +14,14 @@ from ldmscale.cells.plan import Plan
 from ldmscale.config.study import Study
 from ldmscale.data.encoded import save_array
 from ldmscale.errors import UserError
+from ldmscale.metrics.bootstrap import fid_replicates, resample_counts
 from ldmscale.metrics.costs import study_costs
+from ldmscale.metrics.extrapolation import fid_infinity
+from ldmscale.metrics.frechet import Reference
 from ldmscale.metrics.gather import scores_table
+from ldmscale.metrics.kernels import CMMD, KID
+from ldmscale.metrics.neighbours import Neighbourhoods
+from ldmscale.metrics.real import Real
 from ldmscale.metrics.score import SPLITS, Scorer, score
 from ldmscale.metrics.scores_file import read_scores, write_scores
 from ldmscale.models.flops import codi_cost, unet_cost
@@ -41,6 +47,7 @@ ENDS = np.array([[[1.0, 0, 0], [0, 1, 0]], [[0, 0, 1], [0.6, 0.8, 0]]])  # the p
 def scorer():
     real = {s: rng.normal(size=(n, 3)) for s, n in COUNTS.items()}
     text = {s: x / np.linalg.norm(x, axis=1, keepdims=True) for s, x in real.items()}
+    real = {s: Real(x, text[s]) for s, x in real.items()}
     return Scorer(features, "means of colours", "colours", real, text, ENDS, [1.0, 0.0], 20, 0)
 
 
@@ -72,9 +79,56 @@ def test_a_cell_has_a_row_for_each_split_that_says_what_it_was_measured_with(tmp
         assert row["fid_features"] == "means of colours" and row["clip_features"] == "colours"
         assert row["evaluations"] == 5
         assert row["fid"] > 0 and -1 <= row["clip"] <= 1
-        assert len(row["fid_reps"]) == len(row["clip_reps"]) == 20
+        for name in ("fid", "clip", "cmmd", "kid", "precision", "density"):
+            assert len(row[f"{name}_reps"]) == 20 and np.isfinite([row[name], *row[f"{name}_reps"]]).all()
+        assert np.isfinite([row["fid_inf"], row["recall"], row["coverage"]]).all()
+        assert not {"fid_inf_reps", "recall_reps", "coverage_reps", "fd_dino", "dinov2_features"} & set(row)
         saved = json.loads((tmp_path / row["cell"] / "score.json").read_text())
         assert saved["digest"] == f"s{Cell.parse(row['cell']).cfg}" and row in saved["rows"]
+
+
+def test_a_row_is_each_metric_of_the_same_features(tmp_path, scorer):
+    """FID and KID and neighbours of the FID features, CMMD of the embeddings, against the split's own real images."""
+    draw(tmp_path)
+    row = run(tmp_path, scorer)[0][1]
+    mine, embeddings = features(np.load(tmp_path / row["cell"] / "heldout.npy"))
+    real = scorer.real["heldout"]
+    assert row["split"] == "heldout" and row["fid"] == Reference(real.features).distance(mine)
+    assert row["fid_inf"] == fid_infinity(mine, Reference(real.features), 0)
+    counts = resample_counts(30, 20, 0)
+    for name, metric, of, to in (("kid", KID, mine, real.features), ("cmmd", CMMD, embeddings, real.embeddings)):
+        assert row[name] == pytest.approx(metric(to)(of))
+        np.testing.assert_allclose(row[f"{name}_reps"], metric(to).of_resamples(of, counts))
+    found = Neighbourhoods(real.features).of(mine)
+    for name, values in (("precision", found.precise), ("density", found.dense)):
+        assert row[name] == values.mean()
+        np.testing.assert_allclose(row[f"{name}_reps"], counts @ values / 30)
+    assert (row["recall"], row["coverage"]) == (found.recalled.mean(), found.covered.mean())
+
+
+def test_dinov2_adds_its_distance_and_its_name(tmp_path, scorer):
+    draw(tmp_path)
+
+    def corners(images):
+        return images[:, 0, 0].astype(np.float64)
+
+    seen = {split: rng.normal(100, 50, size=(n, 3)) for split, n in COUNTS.items()}
+    real = {split: Real(x.features, x.embeddings, seen[split]) for split, x in scorer.real.items()}
+    rows, _ = run(tmp_path, dataclasses.replace(scorer, real=real, dinov2=(corners, "corners")))
+    for row in rows:
+        images, reference = np.load(tmp_path / row["cell"] / f"{row['split']}.npy"), Reference(seen[row["split"]])
+        assert row["dinov2_features"] == "corners" and row["fd_dino"] == reference.distance(corners(images))
+        np.testing.assert_allclose(row["fd_dino_reps"], fid_replicates(corners(images), reference, 20, 0))
+
+
+@pytest.mark.parametrize(("drawn", "real"), [(2, 2), (3, 6), (4, 5)])
+def test_too_few_images_have_no_neighbours_and_no_nonsense(drawn, real):
+    x, y = rng.normal(size=(drawn, 3)), Real(rng.normal(size=(real, 3)), rng.normal(size=(real, 3)))
+    row = y.neighbours(x, 20, 0)
+    assert set(row.values()) == {None} and len(row) == 6
+    distances = y.distances(x, x, None, 20, 0)
+    assert np.isfinite([distances["fid"], distances["kid"], distances["cmmd"]]).all()
+    assert (distances["fid_inf"] is None) == (drawn < 4)
 
 
 def test_scored_cells_are_read_back_not_scored_again(tmp_path, scorer):

@@ -76,12 +76,18 @@ def run(folder, keep=(20, 40), task=None, digest="d", config=CONFIG):
     return {step: path.read_bytes() for step, path in kept.items()}, said
 
 
+def records(folder):
+    """What a run's metrics.jsonl says, but for how long things took."""
+    read = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in r.items() if key not in ("time", "images_per_second")} for r in read]
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """Weights at 10, 20 and 40 steps of a run that nothing interrupted, and its record of losses."""
     folder = tmp_path_factory.mktemp("whole")
     kept, _ = run(folder, (10, 20, 40))
-    return kept, (folder / "loss.jsonl").read_text()
+    return kept, records(folder)
 
 
 # ---------------------------------------------------------------- the step
@@ -104,13 +110,13 @@ def test_a_step_averages_the_new_parameters_and_repeats_from_its_number():
         return TrainState(jnp.array(7, jnp.int32), *copies, config.optimizer().init(params))
 
     step = build_step(task, config)
-    after, loss = step(state(), task.batch(7))
-    again, loss_again = step(state(), task.batch(7))
+    after, measured = step(state(), task.batch(7))
+    again, measured_again = step(state(), task.batch(7))
     assert after.step == 8
     assert not np.array_equal(after.params["w"], params["w"])
     d = (1 + 7) / (10 + 7)
     np.testing.assert_allclose(after.ema["w"], (1 - d) * after.params["w"], rtol=1e-6)
-    assert loss == loss_again
+    assert measured == measured_again
     jax.tree.map(np.testing.assert_array_equal, after, again)
 
 
@@ -120,9 +126,9 @@ def test_in_one_vector_the_numbers_are_those_of_the_tensors():
         config = replace(CONFIG, flat=flat)
         step, state = build_step(task, config), initial_state(task, config)
         for number in range(5):
-            state, loss = step(state, task.batch(number))
+            state, measured = step(state, task.batch(number))
         trees = [packing(task).unpack(x) if flat else x for x in (state.params, state.ema)]
-        ends.append([*trees, loss])
+        ends.append([*trees, measured])
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), *ends)
 
 
@@ -203,10 +209,9 @@ def test_fewer_examples_than_a_batch_are_repeated():
 
 
 def test_training_lowers_the_loss_and_keeps_the_averaged_weights(tmp_path, whole):
-    kept, losses = whole
-    records = [json.loads(line) for line in losses.splitlines()]
-    assert records[-1]["step"] == 40
-    assert records[-1]["loss"] < 0.3 * records[0]["loss"]
+    kept, measured = whole
+    assert [record["step"] for record in measured] == sorted({*range(4, 41, 4), 10})
+    assert measured[-1]["loss"] < 0.3 * measured[0]["loss"]
     (tmp_path / "w").write_bytes(kept[40])
     weights = load_file(tmp_path / "w")
     assert set(weights) == {"w", "b"}
@@ -219,7 +224,7 @@ def test_an_interrupted_run_ends_where_an_uninterrupted_one_does(tmp_path, whole
         run(tmp_path, (10, 20, 40), Line(fail_at=stop))
     kept, said = run(tmp_path, (10, 20, 40))
     assert kept == whole[0]
-    assert (tmp_path / "loss.jsonl").read_text() == whole[1]
+    assert records(tmp_path) == whole[1]
     saved = max(step for step in (*range(0, 40, 4), 10, 20) if step <= stop)  # each tenth of the way, and what is kept
     assert [line for line in said if "resumed" in line] == ([f"resumed at step {saved} of 40"] if saved else [])
 
@@ -282,7 +287,7 @@ def test_what_cannot_be_trusted_is_trained_again(tmp_path, whole, spoil):
     kept, said = run(tmp_path, (10, 20, 40))
     assert kept == whole[0]
     assert not any("resumed" in line for line in said)
-    assert (tmp_path / "loss.jsonl").read_text() == whole[1]
+    assert records(tmp_path) == whole[1]
 
 
 def test_a_state_of_another_digest_is_not_used(tmp_path):
@@ -304,12 +309,14 @@ def test_a_checkpoint_added_in_the_middle_is_made(tmp_path, whole):
 def test_half_written_files_of_a_killed_run_go(tmp_path, whole):
     for name in ("state", "step-10"):
         (tmp_path / f".{name}-abcdefgh.safetensors").write_bytes(b"half")
-    (tmp_path / "loss.jsonl").write_text('{"step": 4, "loss": 1.0}\n{"step": 8, "lo')
+    (tmp_path / "metrics.jsonl").write_text('{"step": 4, "loss": 1.0}\n{"step": 8, "lo')
+    (tmp_path / ".metrics-abcdefgh.jsonl").write_text("half")
     kept, _ = run(tmp_path, (10, 20, 40))
     assert kept == whole[0]
-    assert (tmp_path / "loss.jsonl").read_text() == whole[1]
-    assert sorted(os.listdir(tmp_path)) == [
-        "loss.jsonl", "state.safetensors", "step-10.safetensors", "step-20.safetensors", "step-40.safetensors"
+    assert records(tmp_path) == whole[1]
+    names = [name for name in sorted(os.listdir(tmp_path)) if not name.startswith("events.out.tfevents.")]
+    assert names == [
+        "metrics.jsonl", "state.safetensors", "step-10.safetensors", "step-20.safetensors", "step-40.safetensors"
     ]  # fmt: skip
 
 

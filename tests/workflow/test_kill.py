@@ -16,7 +16,15 @@ from safetensors.numpy import load_file
 from ldmscale.provenance import read_json
 
 RUN = Path(__file__).with_name("training_run.py")
-FILES = ("state.safetensors", "step-0.safetensors", "step-6.safetensors", "step-12.safetensors", "loss.jsonl")
+FILES = ("state.safetensors", "step-0.safetensors", "step-6.safetensors", "step-12.safetensors")
+METRICS, EVENTS = "metrics.jsonl", "events.out.tfevents."
+
+
+def files(folder):
+    """The bytes of a run's weights and state, and its records but for how long things took."""
+    records = [json.loads(line) for line in (folder / METRICS).read_text().splitlines()]
+    said = [{k: v for k, v in r.items() if k not in ("time", "images_per_second")} for r in records]
+    return {name: (folder / name).read_bytes() for name in FILES} | {METRICS: said}
 
 
 def start(folder, *moment):
@@ -39,7 +47,7 @@ def whole(tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole")
     status, said = finish(folder)
     assert status == 0 and "resumed" not in said, said
-    return {name: (folder / name).read_bytes() for name in FILES}
+    return files(folder)
 
 
 def assert_whole(folder):
@@ -67,13 +75,15 @@ def test_killed_at_every_kind_of_moment_in_one_run(tmp_path, whole):
         assert status == (-signal.SIGKILL if moment else 0), (moment, said)
         assert (f"resumed at step {resumed} of 12" in said) if resumed else "resumed" not in said, (moment, said)
         assert_whole(tmp_path)
-    assert {name: (tmp_path / name).read_bytes() for name in FILES} == whole
-    assert sorted(os.listdir(tmp_path)) == sorted(FILES)  # and what was half-written is gone
+    assert files(tmp_path) == whole
+    left = sorted(name for name in os.listdir(tmp_path) if not name.startswith(EVENTS))
+    assert left == sorted([*FILES, METRICS])  # and what was half-written is gone
+    assert len(list(tmp_path.glob(f"{EVENTS}*"))) == 1
 
 
 def test_killed_from_outside_at_no_chosen_moment(tmp_path, whole):
     process = start(tmp_path)
-    losses = tmp_path / "loss.jsonl"
+    losses = tmp_path / METRICS
     while process.poll() is None and not (losses.exists() and losses.read_text().count("\n") >= 2):
         time.sleep(0.001)
     process.kill()
@@ -82,7 +92,7 @@ def test_killed_from_outside_at_no_chosen_moment(tmp_path, whole):
     assert_whole(tmp_path)
     status, said = finish(tmp_path)
     assert status == 0 and "resumed at step" in said, said
-    assert {name: (tmp_path / name).read_bytes() for name in FILES} == whole
+    assert files(tmp_path) == whole
 
 
 # ---------------------------------------------------------------- through Snakemake
@@ -132,5 +142,5 @@ def test_a_killed_training_job_goes_on_under_snakemake(copy):
     assert "resumed at step" in (copy / RESULTS / "logs" / "pretrain" / "f4.log").read_text()
     assert {path.name: path.read_bytes() for path in (copy / MODEL / "pretrain").glob("step-*")} == kept
     assert read_json(copy / MODEL / "pretrain.json") == manifest
-    records = [json.loads(line)["step"] for line in (copy / MODEL / "pretrain" / "loss.jsonl").read_text().splitlines()]
+    records = [json.loads(line)["step"] for line in (copy / MODEL / "pretrain" / METRICS).read_text().splitlines()]
     assert records == sorted(set(records)) and records[-1] == 40

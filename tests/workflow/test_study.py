@@ -101,7 +101,7 @@ def test_every_model_has_its_checkpoints_and_learned_something(study, results, c
         weights = read_json(results / "models" / model / "pretrain.json")["weights"]
         assert set(weights) == {"pretrain-20", "pretrain-40"}
         assert (study / weights["pretrain-20"]).read_bytes() != (study / weights["pretrain-40"]).read_bytes()
-        losses = pd.read_json(results / "models" / model / "pretrain" / "loss.jsonl", lines=True)
+        losses = pd.read_json(results / "models" / model / "pretrain" / "metrics.jsonl", lines=True)
         assert losses["step"].iloc[-1] == 40 and losses["step"].is_monotonic_increasing
         # The untrained network predicts zero, at a loss of one.
         assert 0.9 < losses["loss"].iloc[0] < 1.1

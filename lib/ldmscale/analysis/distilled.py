@@ -16,7 +16,7 @@ from ldmscale.analysis.dreambooth import difference
 from ldmscale.analysis.findings import CANNOT_TELL, NOT_SUPPORTED, SUPPORTED, Finding, Number, model_size, verdict_of
 from ldmscale.analysis.frontier import at_budgets, winners
 from ldmscale.analysis.intervals import LEVEL, centred
-from ldmscale.analysis.selection import chosen_on_tuning, heldout, replicates, select
+from ldmscale.analysis.selection import METRICS, chosen_on_tuning, heldout, replicates, select
 from ldmscale.analysis.study import format_count
 from ldmscale.cells.cell import Cell
 
@@ -26,15 +26,15 @@ ALIKE = 2.0  # acceleration factors within this factor of each other count as al
 NO_INTERVALS = " There are no bootstrap replicates, so no intervals."
 
 
-def best_setting(rows: pd.DataFrame) -> pd.DataFrame:
+def best_setting(rows: pd.DataFrame, metric: str = "fid") -> pd.DataFrame:
     """One held-out row a task, model, stage of training and step count, of the last weights of each stage.
 
-    The guidance weight (and the sampler, where ``rows`` have several) is the best on the tuning split, and intervals
-    are conditional on that choice. Smallest model first.
+    The guidance weight (and the sampler, where ``rows`` have several) is the best by ``metric`` on the tuning split,
+    and intervals are conditional on that choice. Smallest model first.
     """
     stage = rows["weights"].str.replace("-[^-]*$", "", regex=True)
     last = rows.groupby([rows["task"], rows["model"], stage])["train_step"].transform("max")
-    return chosen_on_tuning(rows[rows["train_step"] == last], ["task", "model", "weights", "steps"])
+    return chosen_on_tuning(rows[rows["train_step"] == last], ["task", "model", "weights", "steps"], metric)
 
 
 def student_steps(weights: str) -> int:
@@ -48,7 +48,7 @@ def student_steps(weights: str) -> int:
 
 @dataclass(frozen=True)
 class Acceleration:
-    """Undistilled steps that give the FID of ``model`` distilled, over the distilled model's own steps.
+    """Undistilled steps that give the score of ``model`` distilled, over the distilled model's own steps.
 
     The paper draws an acceleration factor without a definition; this one is ours. ``value`` and its 95% interval
     ``low`` to ``high`` are infinite where the undistilled model did not get so far in any of its step counts, and minus
@@ -89,25 +89,28 @@ class Acceleration:
             return lower, np.log(np.where(np.isneginf(values), self.least, np.maximum(values, 0)))
 
 
-def equal_steps(steps: np.ndarray, fids: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """The fewest steps that give FIDs ``target`` [N], where ``steps`` [S], ascending, give ``fids`` [S,N] -> [N].
+def equal_steps(steps: np.ndarray, losses: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """The fewest steps that give losses ``target`` [N], where ``steps`` [S], ascending, give ``losses`` [S,N] -> [N].
 
-    FID is linear in log(steps) between step counts; beyond them there is no number: infinity where no step count gets
-    to the target, minus infinity where the first is better than it.
+    The loss, FID or another number that is the better the lower, is linear in log(steps) between step counts; beyond
+    them there is no number: infinity where no step count gets to the target, minus infinity where the first is better
+    than it.
     """
-    reached = fids <= target
+    reached = losses <= target
     first, column = reached.argmax(axis=0), np.arange(len(target))
     before = np.maximum(first - 1, 0)
-    above, below = fids[before, column], fids[first, column]
+    above, below = losses[before, column], losses[first, column]
     share = (above - target) / np.where(first > 0, above - below, 1.0)
     log = np.log(steps)
     inside = np.exp(log[before] + share * (log[first] - log[before]))
-    found = np.where(first > 0, inside, np.where(fids[0] == target, steps[0], -np.inf))
+    found = np.where(first > 0, inside, np.where(losses[0] == target, steps[0], -np.inf))
     return np.where(reached.any(axis=0), found, np.inf)
 
 
-def acceleration(distilled: pd.DataFrame, undistilled: pd.DataFrame, steps: int = FEW_STEPS) -> list[Acceleration]:
-    """The acceleration factor of each model that both tables have, smallest first.
+def acceleration(
+    distilled: pd.DataFrame, undistilled: pd.DataFrame, steps: int = FEW_STEPS, metric: str = "fid"
+) -> list[Acceleration]:
+    """The acceleration factor by ``metric`` of each model that both tables have, smallest first.
 
     ``distilled`` at ``steps`` has one row a model, ``undistilled`` one a model and step count (:func:`best_setting`).
     Replicates are paired over all of a model's rows.
@@ -119,8 +122,8 @@ def acceleration(distilled: pd.DataFrame, undistilled: pd.DataFrame, steps: int 
         if curve.empty:
             continue
         rows = pd.concat([curve, few[few["model"] == model]])
-        counts, values = curve["steps"].to_numpy(float), rows["fid"].to_numpy(float)
-        moved = centred(values, replicates(rows, "fid"))
+        counts, values = curve["steps"].to_numpy(float), -METRICS[metric] * rows[metric].to_numpy(float)
+        moved = centred(values, -METRICS[metric] * replicates(rows, metric))
         value = equal_steps(counts, values[:-1, None], values[-1:])[0] / steps
         reps = equal_steps(counts, moved[:-1], moved[-1]) / steps
         least, most = counts[[0, -1]] / steps

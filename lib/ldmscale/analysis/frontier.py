@@ -8,11 +8,25 @@ import numpy as np
 import pandas as pd
 
 from ldmscale.analysis.intervals import centred
-from ldmscale.analysis.selection import HELDOUT, METRICS, SERIES, TUNING, chosen_on_tuning, replicates
+from ldmscale.analysis.selection import HELDOUT, METRICS, SERIES, TUNING, check_metric, chosen_on_tuning, replicates
 from ldmscale.errors import UserError
 
-# The paper's axis; the same counting guidance's second evaluation; everything an image costs, in TFLOPs.
-COST_AXES = ("cost", "nfe_cost", "sampling_tflops")
+# The table's columns of cost, with axis labels: the paper's; the same counting guidance's second evaluation; everything
+# that an image takes, in TFLOPs and as measured.
+COST_AXES = {
+    "cost": "Sampling cost",
+    "nfe_cost": "Sampling cost, guidance counted",
+    "sampling_tflops": "TFLOPs of a whole image",
+    "seconds": "Seconds of a whole image",
+}
+
+
+def check_axis(rows: pd.DataFrame, axis: str) -> None:
+    """Raise :class:`UserError` if ``axis`` is none of :data:`COST_AXES`, or the table has no column of it."""
+    if axis not in COST_AXES:
+        raise UserError(f"'{axis}' is not a cost axis: use one of {', '.join(COST_AXES)}")
+    if axis not in rows:
+        raise UserError(f"the scores table has no {axis}: gather it again")
 
 
 def largest_model(rows: pd.DataFrame) -> str:
@@ -38,8 +52,7 @@ def at_budgets(
     and ``tuning_<metric>`` added. A model that has no cell under a budget has no row there. Rows are sorted by budget,
     then model size.
     """
-    if axis not in COST_AXES:
-        raise UserError(f"'{axis}' is not a cost axis: use one of {', '.join(COST_AXES)}")
+    check_axis(rows, axis)
     parts = []
     for budget in default_budgets(rows, axis) if budgets is None else sorted(budgets):
         affordable = rows[rows[axis] <= budget * (1 + 1e-6)]
@@ -59,6 +72,8 @@ def winners(frontier: pd.DataFrame, metric: str = "fid") -> pd.DataFrame:
 
 def envelope(rows: pd.DataFrame, axis: str = "cost", metric: str = "fid") -> pd.DataFrame:
     """The tuning rows, by ascending ``axis``, that beat everything cheaper: the best choice from each one's cost on."""
+    check_axis(rows, axis)
+    check_metric(rows, metric)
     tuning = rows[(rows["split"] == TUNING) & np.isfinite(rows[metric].astype(float))]
     tuning = tuning.assign(_loss=-METRICS[metric] * tuning[metric].astype(float))
     tuning = tuning.sort_values([axis, "_loss", "params"]).drop_duplicates(axis)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
@@ -20,7 +20,8 @@ class Way:
     ``alphas`` [K] descend; ``clip_a``, ``clip_b`` [K] are the CLIP similarities to the two prompts. With d = clip_a -
     clip_b, the progress p = (d - d(0)) / (d(1) - d(0)) of a straight way equals alpha; ``bend`` is the largest |p -
     alpha|, from ``low`` to ``high`` by paired bootstrap over noises. All three are NaN where the interval of d(1) -
-    d(0) holds 0: the images do not tell the prompts apart, and the progress has no scale.
+    d(0) holds 0: the images do not tell the prompts apart, and the progress has no scale. ``reps``: the bend in each
+    resample of the noises [R], the same for all ways of as many noises; R is 0 where there is no bend.
     """
 
     alphas: np.ndarray
@@ -29,6 +30,7 @@ class Way:
     bend: float
     low: float
     high: float
+    reps: np.ndarray = field(repr=False, compare=False)
 
 
 def way(rows: pd.DataFrame) -> Way:
@@ -43,10 +45,12 @@ def way(rows: pd.DataFrame) -> Way:
     span = np.percentile(means[0] - means[-1], [tail, 100 - tail])
     if span[0] <= 0 <= span[1]:
         bend = low = high = float("nan")
+        reps = np.empty(0)
     else:
         bend = float(_bend(difference.mean(1, keepdims=True), alphas)[0])
-        low, high = (float(x) for x in np.percentile(_bend(means, alphas), [tail, 100 - tail]))
-    return Way(alphas, to_a.mean(1), to_b.mean(1), bend, low, high)
+        reps = _bend(means, alphas)
+        low, high = (float(x) for x in np.percentile(reps, [tail, 100 - tail]))
+    return Way(alphas, to_a.mean(1), to_b.mean(1), bend, low, high, reps)
 
 
 def _bend(difference: np.ndarray, alphas: np.ndarray) -> np.ndarray:

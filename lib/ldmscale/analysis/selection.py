@@ -15,7 +15,12 @@ from ldmscale.cells.cell import Cell
 from ldmscale.errors import UserError
 
 TUNING, HELDOUT = "tuning", "heldout"
-METRICS = {"fid": -1, "clip": +1}  # the sign of an improvement
+# The sign of an improvement.
+METRICS = {"fid": -1, "clip": +1, "cmmd": -1, "kid": -1, "fid_inf": -1, "precision": +1, "recall": +1, "density": +1,
+           "coverage": +1, "fd_dino": -1}  # fmt: skip
+METRIC_NAMES = {"fid": "FID", "clip": "CLIP score", "cmmd": "CMMD", "kid": "KID", "fid_inf": "FID-infinity",
+                "precision": "precision", "recall": "recall", "density": "density", "coverage": "coverage",
+                "fd_dino": "FD-DINOv2"}  # fmt: skip
 SERIES = ["task", "model", "weights", "sampler"]
 GROUP = [*SERIES, "steps"]
 
@@ -52,10 +57,10 @@ def chosen_on_tuning(rows: pd.DataFrame, by: list[str], metric: str = "fid") -> 
     ``tuning_<metric>``. Groups come out sorted.
 
     Raises:
-        UserError: a group has no tuning row with a finite value, or the chosen cell has no held-out row.
+        UserError: the table lacks the metric, a group has no tuning row with a finite value, or the chosen cell has no
+            held-out row.
     """
-    if metric not in METRICS:
-        raise UserError(f"cannot choose by '{metric}': use one of {', '.join(METRICS)}")
+    check_metric(rows, metric)
     tuning = rows[(rows["split"] == TUNING) & np.isfinite(rows[metric].astype(float))].copy()
     held = rows[rows["split"] == HELDOUT]
     lost = held.loc[~_keys(held, by).isin(_keys(tuning, by)), "cell"]
@@ -72,6 +77,15 @@ def chosen_on_tuning(rows: pd.DataFrame, by: list[str], metric: str = "fid") -> 
         raise UserError(f"the scores table has no held-out row for {missing[0]}: score every cell on both splits")
     result = result.assign(**{f"tuning_{metric}": result["cell"].map(best)})
     return result.sort_values(["params", *by]).reset_index(drop=True)
+
+
+def check_metric(rows: pd.DataFrame, metric: str) -> None:
+    """Raise :class:`UserError` if ``metric`` is none of :data:`METRICS`, or the table has no column of it."""
+    if metric not in METRICS:
+        raise UserError(f"'{metric}' is not a metric: use one of {', '.join(METRICS)}")
+    if metric not in rows:
+        there = ", ".join(name for name in METRICS if name in rows)
+        raise UserError(f"the scores table has no {metric} (it has {there}): score its cells with it")
 
 
 def _keys(rows: pd.DataFrame, by: list[str]) -> pd.MultiIndex:
@@ -99,12 +113,15 @@ def optimal_cfg(scores: pd.DataFrame, metric: str = "fid") -> pd.DataFrame:
 def replicates(rows: pd.DataFrame, metric: str) -> np.ndarray:
     """Bootstrap replicates of ``metric``: float64 [len(rows), R]; replicate r is paired over rows.
 
-    R is 0 where the table has none.
+    R is 0 where the table has none of the metric, or none of these rows.
 
     Raises:
         UserError: rows disagree in their number of replicates, so that they cannot be paired.
     """
-    lists = [np.atleast_1d(np.asarray([] if r is None else r, np.float64)) for r in rows[f"{metric}_reps"]]
+    if f"{metric}_reps" not in rows:
+        return np.empty((len(rows), 0))
+    # A row without replicates holds None, or NaN where tables were joined.
+    lists = [np.asarray([] if np.ndim(r) == 0 else r, np.float64) for r in rows[f"{metric}_reps"]]
     sizes = {len(r) for r in lists}
     if len(sizes) > 1:
         raise UserError(f"the scores table's {metric}_reps differ in length ({sorted(sizes)}): score all cells alike")

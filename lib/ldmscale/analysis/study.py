@@ -14,7 +14,8 @@ class StudyInfo:
     """The study behind a table of scores.
 
     ``data`` names the images and captions in words, ``fid_features`` and ``clip_features`` the networks behind the two
-    metrics; ``n_heldout`` and ``n_tuning`` count prompts (one image each), ``image_size`` is in pixels a side.
+    metrics; ``n_heldout`` and ``n_tuning`` count prompts (one image each), ``image_size`` is in pixels a side;
+    ``trainings`` of each model are behind every number.
     """
 
     name: str
@@ -24,6 +25,7 @@ class StudyInfo:
     n_heldout: int
     n_tuning: int
     image_size: int
+    trainings: int = 1
 
 
 @dataclass(frozen=True)

@@ -10,19 +10,30 @@ import numpy as np
 import pandas as pd
 
 from ldmscale.analysis.distilled import ALIKE, CODI, GUIDED
-from ldmscale.analysis.downstream import FEW_STEPS, SUPERRES, Check, checks
+from ldmscale.analysis.downstream import SUPERRES, Check, checks
 from ldmscale.analysis.dreambooth import DREAMBOOTH
 from ldmscale.analysis.findings import CANNOT_TELL, NOT_SUPPORTED, SUPPORTED, Finding
 from ldmscale.analysis.study import SAMPLER_NAMES, StudyInfo, model_label, models_of
 
 PAPER = "[Bigger is not Always Better: Scaling Properties of Latent Diffusion Models](https://arxiv.org/abs/2404.01367)"
-LIMITS = """## What this run cannot show
-
+ONE_TRAINING = """\
 Each model was trained once, from one seed. The intervals say how much the numbers would move with other prompts and \
 other starting noises; they do not say how much they would move if the models were trained again. Where two models \
 differ by little, another seed could reverse them, even if the interval here is clear of zero. Findings about step \
 counts and guidance, which compare settings of the same trained model, suffer less from this than findings that \
-compare models. Several comparisons are made at once, so an interval that only just clears zero is weak evidence."""
+compare models. """
+TRAININGS = """\
+Each model was trained {count} times, from as many seeds; numbers are means over them, and intervals (DreamBooth's \
+apart, which resample prompts alone) cover training again. {count} is few: such intervals are rough themselves. """
+MANY = "Several comparisons are made at once, so an interval that only just clears zero is weak evidence."
+
+
+def limits(study: StudyInfo) -> str:
+    """What the run cannot show: how many trainings its intervals cover."""
+    trainings = TRAININGS.format(count=study.trainings) if study.trainings > 1 else ONE_TRAINING
+    return f"## What this run cannot show\n\n{trainings}{MANY}"
+
+
 _MARKUP = re.compile(r"([\\`*_{}\[\]<>#|~$&])")
 
 
@@ -32,12 +43,26 @@ def markdown_text(text: object) -> str:
 
 
 def summary_markdown(
-    findings: Sequence[Finding], study: StudyInfo, scores: pd.DataFrame, baselines: Sequence[Mapping[str, Any]] = ()
+    findings: Sequence[Finding],
+    study: StudyInfo,
+    scores: pd.DataFrame,
+    baselines: Sequence[Mapping[str, Any]] = (),
+    more: Sequence[str] = (),
 ) -> str:
-    """The text of ``summary.md``; ``baselines`` are super-resolution's score rows without a model, where there are."""
+    """The text of ``summary.md``.
+
+    ``baselines`` are super-resolution's score rows without a model, where there are; ``more`` are further sections,
+    which stand behind the findings.
+    """
     tasks = {task: scores[scores["task"] == task] for task in ("t2i", SUPERRES, DREAMBOOTH, CODI, GUIDED)}
     parts = [_head(study, scores) + _downstream_head(tasks), _verdicts(findings)]
-    parts += [_each(findings), _checks(checks(scores, baselines)), _how(study) + _downstream_how(tasks), LIMITS]
+    parts += [
+        _each(findings),
+        *more,
+        _checks(checks(scores, baselines)),
+        _how(study) + _downstream_how(tasks),
+        limits(study),
+    ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -152,13 +177,13 @@ def _checks(found: Sequence[Check]) -> str:
 def _downstream_how(tasks: Mapping[str, pd.DataFrame]) -> str:
     text = ""
     if len(tasks[SUPERRES]):
-        text += f"""
+        text += """
 - **Super-resolution** has one set of patches and no guidance, so what is said above of tuning and held-out prompts \
 does not hold for it; its FIDs are of patches and compare with no other. Where a best of several is taken, the note \
 says that it was chosen on the patches that it is reported on. Its intervals resample patches. Its finding on model \
 size is judged as text-to-image's; for that on small budgets *supported* means that some smaller model is better \
-beyond an interval at a level shared between the smaller models (at most {FEW_STEPS} steps), *not supported* that \
-every one of them is worse beyond its own."""
+beyond an interval at a level shared between the smaller models, *not supported* that every one of them is worse \
+beyond its own; for that on large budgets, that the largest is better than every one, and that some is better."""
     if len(tasks[DREAMBOOTH]):
         text += """
 - **DreamBooth**: *DINO* and *CLIP-I* are the mean cosine similarity of a picture to the subject's real images, by \
@@ -189,5 +214,7 @@ every number is reported on the {study.n_heldout} held-out prompts.
 - **Intervals** are 95% intervals from bootstrap resampling of the prompts, the same resample for every setting, so \
 that differences are paired. *Supported* means that the deciding interval (the first that is given; for training \
 compute, every model's) lies wholly on the paper's side of zero, *not supported* that it lies on the other side (for \
-model size, also that some step up in size makes FID worse beyond its interval; for training compute, that any model \
-gets worse). *Cannot tell* is everything else."""
+model size, also that some step up in size makes FID worse beyond an interval shared between the steps; for training \
+compute, that any model gets worse beyond one shared between the models). *Cannot tell* is everything else, also what \
+this run did not measure. `claims.md` has every claim with its test, what would refute it, and other metrics beside \
+FID."""

@@ -49,6 +49,11 @@ class Cell:
         """The DreamBooth subject that ``weights`` were finetuned on (of guided distillation, s<steps>), or empty."""
         return self.weights.rpartition("-")[0].partition("_")[2]
 
+    @property
+    def evaluates_twice(self) -> bool:
+        """Whether a step is guided by a second evaluation; a student of guided distillation is told the weight."""
+        return self.cfg != 1.0 and self.task != "guided"
+
     @classmethod
     def parse(cls, path: str) -> Cell:
         """The cell whose :attr:`path` is ``path``; ``UserError`` if it is not written exactly so."""

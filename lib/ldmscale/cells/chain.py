@@ -8,6 +8,7 @@ bytes of the files that the config names.
 from __future__ import annotations
 
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 from ldmscale.cells.cell import ON_PROMPTS, Cell
@@ -21,11 +22,15 @@ SCORED_AGAINST = {**dict.fromkeys((*ON_PROMPTS, "interpolation"), ("prompts", "r
                   "superres": ("pairs", "prompts", "baselines"), "dreambooth": ("subjects",)}  # fmt: skip
 # The stages that figures show beside the cells of a task.
 BESIDE = {"superres": ("pairs", "baselines"), "dreambooth": ("subjects",)}
+# The stages that a figure without cells shows.
+SHOWN_ALONE = {"latency": ("timing",), "fits": ("fits",), "validation": ("fits",)}
 # The settings of a figure that name experiments.
 SHOWN = ("experiment", "baseline", "equal")
 # The stage that holds what the cells of a task draw.
 SOURCES = {**dict.fromkeys((*ON_PROMPTS, "interpolation"), "prompts"),
            "superres": "pairs", "dreambooth": "subjects"}  # fmt: skip
+
+CLAIMS = Path(__file__).parents[1] / "analysis" / "claims.yaml"
 
 
 class Chain:
@@ -47,7 +52,7 @@ class Chain:
 
     def __getitem__(self, stage: str) -> dict[str, Any]:
         """Params of a stage that there is once: data, tokenizer, autoencoder, clip, text, latents, prompts, reference,
-        costs, pairs and baselines (super-resolution), subjects (DreamBooth).
+        costs, timing, validation, fits, pairs and baselines (super-resolution), subjects (DreamBooth).
 
         ``text`` is what the U-Nets attend to: the stage ``text_encoder``, or ``clip`` where the config has none.
         """
@@ -109,7 +114,8 @@ class Chain:
                           text=self.study.text_params())  # fmt: skip
 
     def _reference(self) -> dict[str, Any]:
-        return self._make("reference", ("data", "clip"), clip=self.study.clip_params(), features=self._features())
+        return self._make("reference", ("data", "clip"), clip=self.study.clip_params(), features=self._features(),
+                          dinov2=self._dinov2())  # fmt: skip
 
     def _pairs(self) -> dict[str, Any]:
         section = {k: v for k, v in self.config["superres"].items() if k != "finetune"}
@@ -147,18 +153,26 @@ class Chain:
         path = self.config["metrics"]["inception"]
         return {"inception": path, "file": file_digest(path) if path else None, "clip": self.study.clip_name}
 
+    def _dinov2(self) -> dict[str, Any] | None:
+        path = self.config["metrics"]["dinov2"]
+        return {"weights": path, "file": file_digest(path)} if path else None
+
     def _trained(self, stage: str, settings: dict[str, Any], **params: Any) -> dict[str, Any]:
         """Params of a training run; its learning rate is constant after warm-up, so a longer run passes through the
         shorter one's states (to rounding where one of them is short, see ``SHORT`` in training/loop.py), and how far
         to train is no part of the digest."""
         settings = dict(settings)
         extent = {key: settings.pop(key) for key in ("steps", "checkpoints")}
-        params = {**params, "train": settings, "diffusion": self.config["diffusion"], "seed": self.study.seed}
+        params = {**params, "train": settings, "diffusion": self.config["diffusion"]}
         return {**params, **extent, "digest": digest(stage, params)}
 
     def _pretrain(self, model: str) -> dict[str, Any]:
-        return self._trained("pretrain", self.study.models[model].pretrain, net=self.study.unet_params(model),
+        member = self.study.models[model]
+        made = self._trained("pretrain", member.pretrain, seed=member.seed, net=self.study.unet_params(model),
                              inputs={"latents": self["latents"]["digest"]})  # fmt: skip
+        # To look at while it trains: no part of the digest.
+        pictures = {"ae": self.study.autoencoder_params(), "autoencoder": self["autoencoder"]["digest"]}
+        return {**made, "pictures": pictures}
 
     def published(self, model: str) -> dict[str, Any]:
         """Params of taking ``model``'s published weights."""
@@ -169,7 +183,22 @@ class Chain:
         """The weights that ``model`` is finetuned from: their name and that of their stage, and digests."""
         made = self.model("t2i", model)
         return {"net": self.study.unet_params(model), "base": self.study.checkpoints(model)[-1],
-                "inputs": {"model": made["digest"]}}  # fmt: skip
+                "seed": self.study.models[model].seed, "inputs": {"model": made["digest"]}}  # fmt: skip
+
+    def _validation(self) -> dict[str, Any]:
+        """Params of measuring validation losses; each model's have a digest of their own."""
+        section, scale = self.config["validation"], self.config["autoencoder"]["scale"]
+        inputs = {name: self[name]["digest"] for name in ("data", "autoencoder", "prompts")} | self._scale()
+        common = {**section, "inputs": inputs, "scale": scale, "diffusion": self.config["diffusion"],
+                  "seed": self.study.seed, "ae": self.study.autoencoder_params()}  # fmt: skip
+        models = {}
+        for model in self.study.members:
+            made, names = self.model("t2i", model)["digest"], self.study.checkpoints(model)
+            models[model] = {"net": self.study.unet_params(model), "weights": names, "model": made,
+                             "digest": digest("validation", common, made, names)}  # fmt: skip
+        return {**common, "models": models, "latent_size": self.study.latent_size,
+                "batch": self.config["sampling"]["batch"],
+                "digest": digest("validation", {model: m["digest"] for model, m in models.items()})}  # fmt: skip
 
     def _superres(self, model: str) -> dict[str, Any]:
         base = self._base(model)
@@ -183,7 +212,7 @@ class Chain:
         base["inputs"]["subjects"] = self["subjects"]["digest"]
         params = {**base, **{key: prior[key] for key in ("images", "sampler", "steps", "cfg")},
                   "spacing": self.config["sampling"]["spacing"][prior["sampler"]],
-                  "diffusion": self.config["diffusion"], "seed": self.study.seed,
+                  "diffusion": self.config["diffusion"],
                   "latent_size": self.study.latent_size}  # fmt: skip
         return {**params, "batch": self.config["sampling"]["batch"], "digest": digest("class_images", params)}
 
@@ -205,8 +234,12 @@ class Chain:
         # Each student begins where the one before it ended: how far to train is part of the digest.
         base = self._base(model)
         base["inputs"]["latents"] = self["latents"]["digest"]
-        params = {**base, **self.config["guided"], "student": self.study.unet_params(model, "guided"),
-                  "diffusion": self.config["diffusion"], "seed": self.study.seed}  # fmt: skip
+        params = {
+            **base,
+            **self.config["guided"],
+            "student": self.study.unet_params(model, "guided"),
+            "diffusion": self.config["diffusion"],
+        }
         return {**params, "digest": digest("guided", params)}
 
     def weights(self, cell: Cell) -> str:
@@ -264,7 +297,7 @@ class Chain:
             common = self._downstream()
         else:
             common = {"features": self._features(), "replicates": self.config["metrics"]["replicates"],
-                      "seed": self.study.seed, "clip": self.study.clip_params(),
+                      "seed": self.study.seed, "clip": self.study.clip_params(), "dinov2": self._dinov2(),
                       "alphas": (self.config["interpolation"] or {}).get("alphas", [])}  # fmt: skip
         common = {**common, "task": task, "inputs": {name: self[name]["digest"] for name in ("clip", *against)}}
         cells = [{**c, "score_digest": digest("score", common, c["digest"])} for c in made]
@@ -272,12 +305,28 @@ class Chain:
                 "digest": digest("score", [c["score_digest"] for c in cells])}  # fmt: skip
 
     def _costs(self) -> dict[str, Any]:
-        finetuned = {task: {m: self.study.unet_params(m, task) for m in self.study.models}
+        finetuned = {task: {m: self.study.unet_params(m, task) for m in self.study.members}
                      for task in FINETUNED if self.config[task]}  # fmt: skip
-        return self._make("costs", models={m: self.study.unet_params(m) for m in self.study.models},
+        return self._make("costs", models={m: self.study.unet_params(m) for m in self.study.members},
                           finetuned=finetuned, reference=self.study.network(self.config["reference_filters"]),
                           latent_size=self.study.latent_size, ae=self.study.autoencoder_params(),
                           text=self.study.text_params())  # fmt: skip
+
+    def _timing(self) -> dict[str, Any]:
+        """Params of timing: the networks that scored cells sample with, and whether steps are guided by a second
+        evaluation; ``t2i`` stands for every task without a network of its own."""
+        networks: dict[str, Any] = {}
+        first = [cell for cell in self.plan.scored if cell.model in self.study.members]
+        for cell in sorted(first, key=lambda cell: cell.path):
+            net = self.study.unet_params(cell.model, cell.task)
+            own = cell.task == "codi" or net != self.study.unet_params(cell.model)
+            models = networks.setdefault(cell.task if own else "t2i", {})
+            runs = models.setdefault(cell.model, {"net": net, "guided": []})
+            if (guided := cell.evaluates_twice) not in runs["guided"]:
+                runs["guided"] = sorted([*runs["guided"], guided])
+        return self._make("timing", networks=networks, latent_size=self.study.latent_size,
+                          batch=self.config["sampling"]["batch"], diffusion=self.config["diffusion"],
+                          ae=self.study.autoencoder_params(), text=self.study.text_params())  # fmt: skip
 
     def _scores(self) -> dict[str, Any]:
         """Params of gathering: every scoring job's digest, and what turns a cell into a row of the table."""
@@ -287,10 +336,11 @@ class Chain:
         finetuned = {task: self.config[task]["finetune"]["batch"] for task in FINETUNED if self.config[task]}
         if "dreambooth" in finetuned and self.config["dreambooth"]["prior"]:
             finetuned["dreambooth"] *= 2  # as many images of the class
-        family = {"filters": {name: m.filters for name, m in self.study.models.items()},
-                  "batch": {name: m.pretrain["batch"] for name, m in self.study.models.items()},
+        family = {"filters": {name: m.filters for name, m in self.study.members.items()},
+                  "batch": {name: m.pretrain["batch"] for name, m in self.study.members.items()},
+                  "trainings": {name: [m.member, m.seed - self.study.seed] for name, m in self.study.models.items()},
                   "finetune": finetuned}  # fmt: skip
-        inputs = {"costs": self["costs"]["digest"]}
+        inputs = {stage: self[stage]["digest"] for stage in ("costs", "timing")}
         # Of the cells, however jobs are cut.
         return {"jobs": jobs, "family": family, "inputs": inputs, "digest": digest("scores", cells, family, inputs)}
 
@@ -300,7 +350,7 @@ class Chain:
         label = {"study": self.study.name, "counts": self.config["data"]["counts"],
                  "sources": [self.config["data"]["train"], self.config["data"]["evaluation"]],
                  "image_size": self.config["data"]["image_size"]}  # fmt: skip
-        paths = {name: [cell.path for cell in self.plan.experiments[name]] for name in experiments}
+        paths = {name: [cell.path for cell in self._first(name)] for name in experiments}
         return {
             "label": label,
             "experiments": paths,
@@ -308,22 +358,47 @@ class Chain:
             "scores": self.scores()["digest"],
         }
 
+    def _first(self, experiment: str) -> list[Cell]:
+        """The cells of an experiment by the first training of each model: the table has their means, figures them."""
+        return [cell for cell in self.plan.experiments[experiment] if cell.model in self.study.members]
+
     def summary(self) -> dict[str, Any]:
         """Params of the summary."""
         baselines = self["baselines"]["digest"] if self.config["superres"] else None
-        return {**self.report(*self.plan.experiments), "baselines": baselines}
+        return {**self.report(*self.plan.experiments), "baselines": baselines, "claims": self.claims()["digest"],
+                "fits": self["fits"]["digest"]}  # fmt: skip
+
+    def claims(self) -> dict[str, Any]:
+        """Params of evaluating the paper's claims: the table, and the claims themselves."""
+        params = {**self.report(*self.plan.experiments), "file": file_digest(CLAIMS)}
+        return {**params, "digest": digest("claims", params)}
+
+    def _fits(self) -> dict[str, Any]:
+        """Params of fits and crossovers: validation losses, and the experiments whose scores they read."""
+        read = [name for name in ("training", "headline", "grid", "samplers") if name in self.plan.experiments]
+        names = [name for name in read if all(map(self.plan.is_scored, self.plan.experiments[name]))]
+        losses = {model: m["digest"] for model, m in self["validation"]["models"].items()}
+        params = {**self.report(*names), "losses": losses, "seed": self.study.seed}
+        return {**params, "digest": digest("fits", params)}
+
+    def explorer(self) -> dict[str, Any]:
+        """Params of the explorer: the gallery, and the digests of the scored cells on the study's prompts."""
+        cells = [cell for cell in self.plan.cells if cell.task in ON_PROMPTS and self.plan.is_scored(cell)]
+        drawn = {cell.path: self.cell(cell)["digest"] for cell in cells}
+        return {**self.report(), "drawn": drawn, "gallery": self.config["gallery"]}
 
     def figure(self, figure: str) -> dict[str, Any]:
         """Params of a figure: its settings, the cells that it shows with their digests, and the network for Fig. 2."""
         settings = self.config["figures"][figure]
         shown = [settings[key] for key in SHOWN if key in settings]
-        largest = list(self.study.models)[-1]
+        largest = list(self.study.members)[-1]
         network = {"name": largest, "unet": self.study.unet_params(largest), "latent_size": self.study.latent_size,
                    "context_length": self.study.text_params()["context_length"]}  # fmt: skip
-        drawn = {cell.path: self.cell(cell)["digest"] for name in shown for cell in self.plan.experiments[name]}
+        drawn = {cell.path: self.cell(cell)["digest"] for name in shown for cell in self._first(name)}
         tasks = {cell.task for name in shown for cell in self.plan.experiments[name]}
         beside = {stage: self[stage]["digest"] for task in sorted(tasks) for stage in BESIDE.get(task, ())}
+        beside |= {stage: self[stage]["digest"] for stage in SHOWN_ALONE.get(figure, ())}
         return {**self.report(*shown), "drawn": drawn, "beside": beside, "settings": settings,
                 "dpi": self.config["dpi"],
-                "gallery": self.config["gallery"], "network": None if shown else network,
+                "gallery": self.config["gallery"], "network": network if figure == "fig02" else None,
                 "interpolation": self.config["interpolation"] if "pair" in settings else None}  # fmt: skip

@@ -18,7 +18,10 @@ def expand(study: Study, name: str) -> list[Cell]:
     With ``costs`` in place of ``steps``, each model's step counts follow from its normalised cost.
     """
     spec = study.config["experiments"][name]
-    models = list(study.models) if spec["models"] == "all" else spec["models"]
+    members = list(study.members) if spec["models"] == "all" else spec["models"]
+    # Other trainings of a member are there for the table; pictures show the first.
+    again = [name for name, m in study.models.items() if m.member in members and name not in study.members]
+    models = [*members, *(again if spec["scored"] else [])]
     costs = norm_costs(study)
     cells: dict[Cell, None] = {}  # ordered, and without the repeats that rounding makes of nearby costs
     for model in models:

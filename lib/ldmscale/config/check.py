@@ -10,7 +10,7 @@ from pathlib import Path
 import jsonschema
 
 from ldmscale.config.published import CLIP_VOCABULARY
-from ldmscale.config.study import DISTILLED, DOWNSTREAM
+from ldmscale.config.study import DISTILLED, DOWNSTREAM, repeated
 from ldmscale.errors import UserError
 
 # What a figure's cells must be of, where not text-to-image.
@@ -20,6 +20,11 @@ FIGURE_TASKS = {
     **dict.fromkeys(("fig06", "dreambooth"), "dreambooth"),
     **dict.fromkeys(("fig13", "fig20"), "codi"),
     "fig19": "guided",
+}
+# The figures that read a setting which others would pass over in silence.
+FIGURE_SETTINGS = {
+    "metric": ("fig08", "fig09", "fig11", "fig13"),
+    "axis": ("fig09", "fig11", "fig12", "fig13"),
 }
 
 
@@ -108,6 +113,11 @@ def _rules(config: dict) -> Iterator[str]:
     yield from _downstream(config)
     yield from _distilled(config)
     yield from _figures(config)
+    if config["validation"]["levels"] > config["diffusion"]["steps"]:
+        yield (
+            f"validation.levels is {config['validation']['levels']}, but must be at most diffusion.steps "
+            f"({config['diffusion']['steps']})"
+        )
     if config["data"]["counts"]["train"] is None and config["data"]["train"]["source"] == "scenes":
         yield "data.counts.train must be a number where data.train.source is scenes, which never end"
 
@@ -116,6 +126,9 @@ def _family(config: dict) -> Iterator[str]:
     names = [m["name"] for m in config["models"]]
     for name in sorted({n for n in names if names.count(n) > 1}):
         yield f"models: the name '{name}' is used {names.count(name)} times; every model needs its own"
+    taken = {repeated(n, k) for n in names for k in range(1, config["training_seeds"])}
+    for name in sorted(taken & set(names)):
+        yield f"models: the name '{name}' is what another seed's training is called: choose another"
     widths = [m["filters"] for m in config["models"]]
     trained = [m["filters"] for m in config["models"] if "weights" not in m]
     if widths != sorted(widths) or len(trained) != len(set(trained)):
@@ -324,6 +337,11 @@ def _figures(config: dict) -> Iterator[str]:
         spec = config["experiments"].get(settings.get("experiment"))
         if spec and (task := FIGURE_TASKS.get(figure, "t2i")) != spec.get("task", "t2i"):
             yield f"figures.{figure}.experiment is '{settings['experiment']}', but must be one of the task {task}"
+        for key, figures in FIGURE_SETTINGS.items():
+            if key in settings and figure not in figures:
+                yield f"figures.{figure} has no '{key}': only {', '.join(figures)} have"
+        if settings.get("metric") == "fd_dino" and not config["metrics"]["dinov2"]:
+            yield f"figures.{figure}.metric is 'fd_dino', but metrics.dinov2 is null: give the path of its weights"
         for name in settings.get("subjects", []):
             if name not in (subjects := (config["dreambooth"] or {}).get("subjects", [])):
                 yield f"figures.{figure}.subjects names '{name}', which is not among {', '.join(subjects)}"

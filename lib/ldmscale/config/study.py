@@ -17,14 +17,22 @@ DREAMBOOTH_PROMPTS = "prompts_and_classes.txt"  # a file of google/dreambooth's 
 PUBLISHED = "published"  # what the weights of a model that is not trained here are called
 
 
+def repeated(name: str, repetition: int) -> str:
+    """What the training of the member ``name`` from the seed ``repetition`` after the study's is called."""
+    return f"{name}.s{repetition}"
+
+
 @dataclass(frozen=True)
 class Model:
-    """A member of the family: its ``filters`` and its pretraining settings, overrides applied.
+    """One training of a member of the family: its ``filters`` and its pretraining settings, overrides applied.
 
-    A published member has the path of its weights as ``weights``, and may have ``heads`` of its own.
+    ``member`` is the family's name for it, ``seed`` what all of its training draws from. A published member has the
+    path of its weights as ``weights``, and may have ``heads`` of its own.
     """
 
     name: str
+    member: str
+    seed: int
     filters: int
     pretrain: dict[str, Any]
     weights: str | None = None
@@ -50,15 +58,22 @@ class Study:
         return self.config["seed"]
 
     @cached_property
+    def members(self) -> dict[str, Model]:
+        """The family by name, ascending in size: the first training of each."""
+        return {m["name"]: self._model(m, 0) for m in self.config["models"]}
+
+    @cached_property
     def models(self) -> dict[str, Model]:
-        """The family by name, ascending in size."""
-        common = self.config["pretrain"]
-        return {
-            m["name"]: Model(
-                m["name"], m["filters"], {**common, **m.get("pretrain", {})}, m.get("weights"), m.get("heads")
-            )
-            for m in self.config["models"]
-        }
+        """Every training of the family by name: the members, then their repetitions from other seeds."""
+        again = range(1, self.config["training_seeds"])
+        more = [self._model(m, k) for k in again for m in self.config["models"] if "weights" not in m]
+        return {**self.members, **{model.name: model for model in more}}
+
+    def _model(self, entry: dict[str, Any], repetition: int) -> Model:
+        name = repeated(entry["name"], repetition) if repetition else entry["name"]
+        pretrain = {**self.config["pretrain"], **entry.get("pretrain", {})}
+        return Model(name, entry["name"], self.seed + repetition, entry["filters"], pretrain, entry.get("weights"),
+                     entry.get("heads"))  # fmt: skip
 
     @property
     def latent_size(self) -> int:

@@ -13,7 +13,7 @@ from ldmscale.provenance import atomic_path
 
 PROMPT_SPLITS = ("gallery", "tuning", "heldout")
 # Each split's images count from an offset of their own, so that a longer gallery leaves the other splits' noise alone.
-_SPLITS = ("gallery", "tuning", "heldout", "interpolation", "superres", "dreambooth", "class", "prior")
+_SPLITS = ("gallery", "tuning", "heldout", "interpolation", "superres", "dreambooth", "class", "prior", "validation")
 OFFSETS = {split: 1_000_000 * i for i, split in enumerate(_SPLITS)}
 
 

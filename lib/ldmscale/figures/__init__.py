@@ -5,14 +5,17 @@ from ldmscale.figures.data import FigureData
 from ldmscale.figures.distilled import fig13, fig19, fig20
 from ldmscale.figures.dreambooth import dreambooth_metrics, fig06
 from ldmscale.figures.efficiency import fig09
+from ldmscale.figures.fits import fits
 from ldmscale.figures.grids import fig07, same_cost_grid, sample_grid
 from ldmscale.figures.guidance import fig08
 from ldmscale.figures.interpolation import fig24
+from ldmscale.figures.latency import latency
 from ldmscale.figures.samplers import fig11
 from ldmscale.figures.scaling import fig03
 from ldmscale.figures.style import save_figure
 from ldmscale.figures.superres import fig04, fig12, fig17, superres_grid
 from ldmscale.figures.table import table1, write_table
+from ldmscale.figures.validation import validation
 
 FIGURES = {
     "fig01": sample_grid,
@@ -40,6 +43,9 @@ FIGURES = {
     "fig23": same_cost_grid,
     "fig24": fig24,
     "dreambooth": dreambooth_metrics,
+    "latency": latency,
+    "fits": fits,
+    "validation": validation,
 }
 
 __all__ = ["FIGURES", "FigureData", "save_figure", "table1", "write_table"]

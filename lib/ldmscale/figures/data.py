@@ -40,7 +40,9 @@ class FigureData:
     of an interpolation [P*A*N,H,W,3], see ``interpolation``, the config's own section), ``models`` the family,
     smallest first. ``architecture`` is for Fig. 2 alone. ``arrays`` gives what the pictures of a downstream task stand
     beside, by name ("superres/lr", "dreambooth/<subject>/images"); ``subjects`` are DreamBooth's (class_name, prompts,
-    live), by name; ``baselines`` the score rows of super-resolution without a model.
+    live), by name; ``baselines`` the score rows of super-resolution without a model; ``timing`` is how fast
+    the networks are (:func:`ldmscale.metrics.timing.study_timing`), ``fits`` the manifest of
+    :func:`ldmscale.analysis.fits.study_fits`.
     """
 
     scores: pd.DataFrame
@@ -55,6 +57,8 @@ class FigureData:
     arrays: Callable[[str], np.ndarray] | None = field(default=None)
     subjects: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     baselines: Sequence[Mapping[str, Any]] = field(default=())
+    timing: Mapping[str, Any] = field(default_factory=dict)
+    fits: Mapping[str, Any] = field(default_factory=dict)
 
     def cells(self, setting: str = "experiment") -> list[Cell]:
         """The cells of the experiment that ``setting`` names."""
@@ -73,6 +77,16 @@ class FigureData:
         if setting not in self.settings:
             raise UserError(f"a figure's section of the config has no '{setting}'")
         return self.settings[setting]
+
+    @property
+    def metric(self) -> str:
+        """What the figure draws: its setting ``metric``, FID without one."""
+        return self.settings.get("metric", "fid")
+
+    @property
+    def axis(self) -> str:
+        """The cost that the figure draws it against: its setting ``axis``, the paper's without one."""
+        return self.settings.get("axis", "cost")
 
     def shown(self, cells: Sequence[Cell]) -> list[ModelInfo]:
         """The models to show, smallest first: those of ``settings["models"]``, else all of ``cells``."""

@@ -11,7 +11,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from ldmscale.analysis.distilled import FEW_STEPS, Acceleration, acceleration, best_setting, student_steps
-from ldmscale.analysis.selection import heldout, select
+from ldmscale.analysis.frontier import COST_AXES
+from ldmscale.analysis.selection import METRIC_NAMES, heldout, select
 from ldmscale.analysis.study import ModelInfo, format_params, model_label
 from ldmscale.cells.cell import Cell
 from ldmscale.cells.cost import steps_at_cost
@@ -24,6 +25,11 @@ from ldmscale.figures.pictures import Row, picture_grid
 DISTILLED = {"color": "#b5332b", "marker": "o", "linewidth": 1.8}
 DASHED = {"linestyle": (0, (3, 1.6)), "linewidth": 1.0}
 FACTOR = {"color": "#3b6fb6", "marker": "D", "linestyle": (0, (1, 1.2)), "linewidth": 1.0}
+PAPERS_COST = "Sampling cost (CoDi's adapter counted)"
+PAPERS_NOTE = (
+    "Sampling cost: cost of an evaluation relative to the reference model's U-Net × steps, guidance's second "
+    "evaluation not counted."
+)
 STEP_MARKERS = ("s", "^", "P", "v", "X", "d")
 ACROSS = 3  # panels of Fig. 19 side by side
 PANEL = 2.1  # inches: a panel of Fig. 19
@@ -39,9 +45,10 @@ def fig13(data: FigureData) -> Figure:
     FID against sampling cost, distilled (solid) and undistilled (dashed), a colour a model.
 
     Settings: ``experiment`` (CoDi), ``baseline`` (undistilled, DDIM), ``steps`` (of the undistilled models at the
-    left), ``models``.
+    left), ``models``, ``metric`` (in place of FID), ``axis`` (in place of the paper's cost).
     """
-    models, codi, undistilled = _tables("fig13", data, "codi")
+    metric, axis = data.metric, data.axis
+    models, codi, undistilled = _tables("fig13", data, "codi", metric)
     curves = {n: undistilled[undistilled["steps"] == n] for n in sorted(data.require("steps"))}
     few = codi[codi["steps"] == FEW_STEPS]
     _all_there(models, few, f"fig13 draws every model distilled in {FEW_STEPS} steps, but its experiment")
@@ -55,42 +62,43 @@ def fig13(data: FigureData) -> Figure:
     }
     left_handles = [_handle(f"distilled, {_steps(FEW_STEPS)}", DISTILLED)]
     left_handles += [_handle(f"undistilled, {_steps(n)}", look) for n, look in looks.items()]
-    factors = acceleration(codi, undistilled)
+    factors = acceleration(codi, undistilled, metric=metric)
     colours = style.model_styles(data.models)
 
     # The legend needs room for its lines, the caption for its own below.
     fig = style.new_figure(8.2, max(3.5, 1.9 + 0.135 * (len(models) + len(curves))))
     left, right = fig.subplots(1, 2, width_ratios=[1.0, 1.1])
     for n, rows in curves.items():
-        style.curve(left, rows, "params", "fid", **looks[n])
-    style.curve(left, few, "params", "fid", zorder=3, **DISTILLED)
+        style.curve(left, rows, "params", metric, **looks[n])
+    style.curve(left, few, "params", metric, zorder=3, **DISTILLED)
     shown = pd.concat([few, *curves.values()])
     style.log_axis(left, "x", shown["params"], at_least=3)
     left.set_xticks(left.get_xticks(), [format_params(n) for n in left.get_xticks()])
-    style.fid_axis(left, shown["fid"])
+    style.metric_axis(left, shown[metric], metric)
     left.set_xlabel("Parameters of the U-Net")
     left_handles += _draw_factors(left.twinx(), factors, {m.name: m.params for m in models})
 
     for model in models:
         look = colours[model.name]
         mine = [rows[rows["model"] == model.name] for rows in (undistilled, codi)]
-        style.curve(right, mine[0], "cost", "fid", False, **{**look, **DASHED, "markersize": 2.8, "alpha": 0.65})
-        style.curve(right, mine[1], "cost", "fid", **look)
+        style.curve(right, mine[0], axis, metric, False, **{**look, **DASHED, "markersize": 2.8, "alpha": 0.65})
+        style.curve(right, mine[1], axis, metric, **look)
     both = pd.concat([codi, undistilled])
-    style.log_axis(right, "x", both["cost"], at_least=5)
-    style.fid_axis(right, both["fid"])
-    right.set_xlabel("Sampling cost (CoDi's adapter counted)")
+    style.log_axis(right, "x", both[axis], at_least=5 if axis == "cost" else 3)
+    style.metric_axis(right, both[metric], metric)
+    right.set_xlabel(PAPERS_COST if axis == "cost" else COST_AXES[axis])
 
     right_handles = [_handle("distilled", {"color": style.INK}), _handle("undistilled", {"color": style.INK, **DASHED})]
     right_handles += style.model_handles(models, colours)
     style.side_legend(fig, [_words("Left:"), *left_handles, _words(""), _words("Right:"), *right_handles], "")
+    intervals = "; 95% interval" if style.whiskers(both, metric) else ""
+    note = PAPERS_NOTE if axis == "cost" else style.axis_note(both, axis)
     style.add_caption(
         fig,
-        f"{style.study_line(data.study, both)} Distilled: CoDi, steps {_listed(codi['steps'])}; undistilled: DDIM. "
-        f"{_chosen(data)} Sampling cost: cost of an evaluation relative to the reference model's U-Net × steps, "
-        "guidance's second evaluation not counted. Acceleration factor: undistilled steps that give the distilled FID "
-        f"of {_steps(FEW_STEPS)}, over {FEW_STEPS} (interpolated in log steps; 95% interval): "
-        f"{'; '.join(map(str, factors))}. {style.WHISKERS}",
+        f"{style.study_line(data.study, both, metric)} Distilled: CoDi, steps {_listed(codi['steps'])}; undistilled: "
+        f"DDIM. {_chosen(data)} {note} Acceleration factor: undistilled steps that give the distilled "
+        f"{METRIC_NAMES[metric]} of {_steps(FEW_STEPS)}, over {FEW_STEPS} (interpolated in log steps{intervals}): "
+        f"{'; '.join(map(str, factors))}. {style.whiskers(both, metric)}",
     )
     return fig
 
@@ -158,7 +166,7 @@ def fig19(data: FigureData) -> Figure:
             style.curve(ax, mine[mine["student"] == n], "steps", "fid", **look)
         style.curve(ax, mine[mine["task"] == "t2i"], "steps", "fid", zorder=3, **plain)
         style.steps_axis(ax, sorted(mine["steps"].unique()), PANEL - 0.4)
-        style.fid_axis(ax, both["fid"])
+        style.metric_axis(ax, both["fid"])
         ax.set_xlabel("Sampling steps")
         ax.set_title(style.wrap(model_label(model), (PANEL - 0.4) * 72, 8.5, weight="bold"))
         if i % across:
@@ -232,7 +240,9 @@ def _header(data: FigureData, cell: Cell, model: ModelInfo) -> str:
 # What the figures share
 
 
-def _tables(figure: str, data: FigureData, task: str) -> tuple[list[ModelInfo], pd.DataFrame, pd.DataFrame]:
+def _tables(
+    figure: str, data: FigureData, task: str, metric: str = "fid"
+) -> tuple[list[ModelInfo], pd.DataFrame, pd.DataFrame]:
     """The models to draw, their distilled rows and their undistilled ones (:func:`best_setting`)."""
     other = [cell.path for cell in data.cells() if cell.task != task]
     if other:
@@ -241,7 +251,7 @@ def _tables(figure: str, data: FigureData, task: str) -> tuple[list[ModelInfo], 
     baseline = data.rows("baseline", models)
     plain = baseline[(baseline["task"] == "t2i") & (baseline["sampler"] == "ddim")]
     _all_there(models, plain, f"{figure} draws undistilled models by DDIM, but its baseline")
-    return models, best_setting(data.rows(models=models)), best_setting(plain)
+    return models, best_setting(data.rows(models=models), metric), best_setting(plain, metric)
 
 
 def _all_there(models: Sequence[ModelInfo], rows: pd.DataFrame, what: str) -> None:

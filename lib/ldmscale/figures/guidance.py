@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from ldmscale.analysis.selection import best_cfg, optimal_cfg
+from ldmscale.analysis.selection import METRIC_NAMES, best_cfg, optimal_cfg
 from ldmscale.analysis.study import model_label
 from ldmscale.errors import UserError
 from ldmscale.figures import style
@@ -21,13 +21,14 @@ OPTIMAL = {"color": style.INK, "linestyle": (0, (4, 2)), "marker": "*", "markers
 def fig08(data: FigureData) -> Figure:
     """FID against steps for each guidance weight in two models, and the optimal weight of every model and step count.
 
-    Settings: ``models`` (two names). The colours of the curves are those of the heat map.
+    Settings: ``experiment``, ``models`` (two names), ``metric`` (in place of FID). The colours of the curves are those
+    of the heat map.
     """
     if len(data.settings.get("models", ())) != 2:
         raise UserError("fig08 shows two models: give two names as its 'models'")
-    rows, pair = data.rows(), data.shown(data.cells())
+    rows, pair, metric = data.rows(), data.shown(data.cells()), data.metric
     rows = rows[rows["sampler"] == "ddim"]
-    best, colours = best_cfg(rows), style.cfg_colours(rows["cfg"].unique())
+    best, colours = best_cfg(rows, metric), style.cfg_colours(rows["cfg"].unique())
     models = [m for m in data.models if m.name in set(rows["model"])]
     # The heat map needs room for its columns, the curves do not.
     heat_width = max(2.1, 0.31 * len(models))
@@ -37,22 +38,23 @@ def fig08(data: FigureData) -> Figure:
     for ax, model in zip(axes, pair, strict=False):
         mine = rows[(rows["model"] == model.name) & (rows["split"] == "heldout")]
         for cfg, colour in colours.items():
-            style.curve(ax, mine[mine["cfg"] == cfg], "steps", "fid", False, color=colour, marker="o", markersize=3)
-        style.curve(ax, best[best["model"] == model.name], "steps", "fid", **OPTIMAL, zorder=5)
+            style.curve(ax, mine[mine["cfg"] == cfg], "steps", metric, False, color=colour, marker="o", markersize=3)
+        style.curve(ax, best[best["model"] == model.name], "steps", metric, **OPTIMAL, zorder=5)
         style.steps_axis(ax, sorted(mine["steps"].unique()), 1.7)
         ax.set_xlabel("Sampling steps")
         ax.set_title(style.wrap(model_label(model), 1.7 * 72, 8.5, weight="bold"))
     shown = rows[(rows["split"] == "heldout") & rows["model"].isin([m.name for m in pair])]
-    style.fid_axis(axes[0], shown["fid"])
+    style.metric_axis(axes[0], shown[metric], metric)
     axes[1].tick_params(labelleft=False)
-    _heat_map(axes[2], optimal_cfg(rows), colours, heat_width / len(models))
+    _heat_map(axes[2], optimal_cfg(rows, metric), colours, heat_width / len(models))
     handles = [Line2D([], [], color=c, marker="o", markersize=4, label=f"{g:g}") for g, c in colours.items()]
     handles.append(Line2D([], [], label="optimal", **OPTIMAL))
     style.side_legend(fig, handles, "CFG")
+    intervals = " with 95% bootstrap intervals" if style.whiskers(best, metric) else ""
     style.add_caption(
         fig,
-        f"{style.study_line(data.study, rows[rows['split'] == 'heldout'])} DDIM. The optimal CFG is chosen on "
-        f"{data.study.n_tuning:,} tuning prompts, and its FID shown on held-out ones with 95% bootstrap intervals.",
+        f"{style.study_line(data.study, rows[rows['split'] == 'heldout'], metric)} DDIM. The optimal CFG is chosen on "
+        f"{data.study.n_tuning:,} tuning prompts, and its {METRIC_NAMES[metric]} shown on held-out ones{intervals}.",
     )
     return fig
 

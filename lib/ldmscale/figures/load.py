@@ -28,6 +28,7 @@ def study_info(label: dict[str, Any], scores: pd.DataFrame) -> StudyInfo:
         n_heldout=int(heldout["n"].iloc[0]),
         n_tuning=int(scores.loc[scores["split"] == "tuning", "n"].iloc[0]),
         image_size=label["image_size"],
+        trainings=int(scores["trainings"].max()),
     )
 
 
@@ -69,6 +70,8 @@ def figure_data(
         arrays=lambda name: load_array(results / f"{name}.npy"),
         subjects=beside.get("subjects", {}).get("subjects", {}),
         baselines=beside.get("baselines", {}).get("rows", ()),
+        timing=beside.get("timing", {}).get("timing", {}),
+        fits=beside.get("fits", {}),
         study=study_info(params["label"], scores),
         models=models_of(scores),
         architecture=architecture,

@@ -26,7 +26,7 @@ def fig03(data: FigureData) -> Figure:
         style.log_axis(ax, "x", rows["train_gflops"])
         ax.set_xlabel("Training compute (GFLOPs × iterations)")
     left, right = fig.axes
-    style.fid_axis(left, rows["fid"])
+    style.metric_axis(left, rows["fid"])
     right.set_ylabel("CLIP score  (higher is better)")
     style.side_legend(fig, style.model_handles(models, looks), "Model, parameters")
     first = rows.iloc[0]

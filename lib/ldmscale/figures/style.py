@@ -19,8 +19,9 @@ from matplotlib.lines import Line2D
 from matplotlib.textpath import text_to_path
 from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
 
+from ldmscale.analysis.frontier import check_axis
 from ldmscale.analysis.intervals import interval
-from ldmscale.analysis.selection import replicates
+from ldmscale.analysis.selection import METRIC_NAMES, METRICS, replicates
 from ldmscale.analysis.study import ModelInfo, StudyInfo, format_count, model_label
 from ldmscale.provenance import atomic_path
 
@@ -70,6 +71,12 @@ STYLE = {
 INK, GREY = "#222222", "#666666"
 CAPTION_SIZE = 6.2
 WHISKERS = "Whiskers: 95% bootstrap intervals over prompts; all points share the prompts, so differences are surer."
+AXIS_NOTES = {
+    "cost": "Sampling cost: U-Net cost relative to the reference model × steps.",
+    "nfe_cost": "Sampling cost: U-Net cost relative to the reference model × its evaluations, two a guided step.",
+    "sampling_tflops": "TFLOPs: all evaluations of the U-Net, text encoder and decoder.",
+    "seconds": "Seconds: all evaluations of the U-Net, text encoder and decoder, measured on {}.",
+}
 MARKERS = ("o", "s", "^", "D", "v", "p", "<", "h", ">", "d", "8")
 
 
@@ -175,14 +182,40 @@ def wrap(text: str, width: float, size: float, max_lines: int = 0, **font: str) 
     return "\n".join(lines)
 
 
-def study_line(study: StudyInfo, rows: pd.DataFrame | None = None) -> str:
-    """What every caption says: study, data and, where ``rows`` are shown, FID features and sample count."""
+def study_line(study: StudyInfo, rows: pd.DataFrame | None = None, metric: str = "fid") -> str:
+    """What every caption says: study, data and, where ``rows`` are shown, the metric's features and sample count."""
     text = f"Study “{study.name}”: {study.data}, {study.image_size}×{study.image_size} px."
     if rows is None:
         return text
     counts = sorted({int(n) for n in rows["n"]})
     n = f"{counts[0]:,}" if len(counts) == 1 else f"{counts[0]:,} to {counts[-1]:,}"
-    return f"{text} FID on {study.fid_features}, n = {n} held-out prompts."
+    return f"{text} {_measured(study, metric)}, n = {n} held-out prompts."
+
+
+def _measured(study: StudyInfo, metric: str) -> str:
+    """The metric and the features that it is computed in."""
+    name = _title(metric)
+    if metric == "fd_dino":  # whose name says it
+        return name
+    if metric in ("clip", "cmmd"):
+        return f"{name} {'by' if metric == 'clip' else 'on'} {study.clip_features}"
+    return f"{name} on {study.fid_features}"
+
+
+def _title(metric: str) -> str:
+    return METRIC_NAMES[metric][0].upper() + METRIC_NAMES[metric][1:]
+
+
+def axis_note(rows: pd.DataFrame, axis: str) -> str:
+    """What the cost on ``axis`` counts, for a caption; of measured seconds also the machine."""
+    check_axis(rows, axis)
+    machines = rows["seconds_machine"].unique() if axis == "seconds" else []
+    return AXIS_NOTES[axis].format(" and ".join(machines))
+
+
+def whiskers(rows: pd.DataFrame, metric: str) -> str:
+    """:data:`WHISKERS` and a blank, or nothing where ``rows`` have no replicates of ``metric``."""
+    return f"{WHISKERS} " if replicates(rows, metric).shape[1] else ""
 
 
 def add_caption(fig: Figure, text: str) -> None:
@@ -232,12 +265,12 @@ def _set_ticks(ax: Axes, axis: str, ticks: Sequence[float], labels: Sequence[str
     which.set_minor_locator(NullLocator())
 
 
-def fid_axis(ax: Axes, values: Iterable[float]) -> None:
-    """The y axis of FID: linear as in the paper, log where the values span more than a factor of eight."""
+def metric_axis(ax: Axes, values: Iterable[float], metric: str = "fid") -> None:
+    """The y axis of ``metric``: linear as in the paper, log where distances span more than a factor of eight."""
     values = np.asarray(list(values), float)
-    if values.min() > 0 and values.max() > 8 * values.min():
+    if METRICS[metric] < 0 and values.min() > 0 and values.max() > 8 * values.min():
         log_axis(ax, "y", values)
-    ax.set_ylabel("FID  (lower is better)")
+    ax.set_ylabel(f"{_title(metric)}  ({'higher' if METRICS[metric] > 0 else 'lower'} is better)")
 
 
 def curve(ax: Axes, rows: pd.DataFrame, x: str, metric: str, intervals: bool = True, **look) -> None:

@@ -11,6 +11,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from ldmscale.analysis.frontier import COST_AXES
 from ldmscale.analysis.intervals import interval
 from ldmscale.analysis.selection import replicates
 from ldmscale.analysis.study import SAMPLER_NAMES, ModelInfo, model_label
@@ -21,7 +22,7 @@ from ldmscale.figures.pictures import Row, picture_grid
 
 DEFAULT_SPLIT = 20  # steps: the most of the paper's left panel
 CURVES_SHARE = 1 / 3  # of a panel's height is the curves' at least: baselines farther away go to the caption
-LOG_SPAN = 8  # FIDs over more than this factor get a log axis, as in style.fid_axis
+LOG_SPAN = 8  # FIDs over more than this factor get a log axis, as in style.metric_axis
 WIDTH = 7.8  # inches: the other figures' 7.2 and room for the names of the baselines
 LABEL_SIZE = 6.2
 LABEL_GAP = 0.13  # of a panel's height: two lines of a baseline's label
@@ -64,8 +65,10 @@ def fig17(data: FigureData) -> Figure:
 def fig12(data: FigureData) -> Figure:
     """FID of super-resolution against sampling cost, one curve a model: few steps at the left, more at the right.
 
-    Settings: ``experiment`` (one weights a model, one sampler), ``split`` (most steps of the left panel), ``models``.
+    Settings: ``experiment`` (one weights a model, one sampler), ``split`` (most steps of the left panel), ``models``,
+    ``axis`` (in place of the paper's cost).
     """
+    axis = data.axis
     models, rows = _rows("fig12", data, ("fid",), ("sampler", "cfg"))
     several = rows.groupby("model")["weights"].nunique()
     if (several > 1).any():
@@ -73,6 +76,7 @@ def fig12(data: FigureData) -> Figure:
             f"fig12 draws one weights a model, but its experiment has {several.max()} of {several.idxmax()}: "
             "give it 'weights: final'"
         )
+    note = style.axis_note(rows, axis)
     split = int(data.settings.get("split", DEFAULT_SPLIT))
     few = rows["steps"] <= split
     if few.all() or not few.any():
@@ -84,9 +88,9 @@ def fig12(data: FigureData) -> Figure:
     outside = []
     titles = (f"At most {split} steps", f"More than {split} steps")
     for ax, shown, title in zip(fig.subplots(1, 2), (rows[few], rows[~few]), titles, strict=True):
-        outside.append(_panel(ax, data, shown, "cost", "fid", models))
-        style.log_axis(ax, "x", shown["cost"], at_least=5)
-        ax.set_xlabel("Sampling cost")
+        outside.append(_panel(ax, data, shown, axis, "fid", models))
+        style.log_axis(ax, "x", shown[axis], at_least=5 if axis == "cost" else 3)
+        ax.set_xlabel(COST_AXES[axis])
         ax.set_title(title)
     style.side_legend(fig, style.model_handles(models, style.model_styles(data.models)), "Model, parameters")
     left, right = outside
@@ -97,7 +101,7 @@ def fig12(data: FigureData) -> Figure:
     style.add_caption(
         fig,
         f"{_study_line(data, rows)} {_sampling(rows)}, after {trained} iterations of finetuning. "
-        f"Sampling cost: U-Net cost relative to the reference model × steps. {_baselines_line(beyond)}{SHARED_LUCK}",
+        f"{note} {_baselines_line(beyond)}{SHARED_LUCK}",
     )
     return fig
 

@@ -12,11 +12,12 @@ import numpy as np
 
 from ldmscale.cells.cell import Cell
 from ldmscale.data.encoded import save_array
-from ldmscale.diffusion.samplers import step_table
+from ldmscale.diffusion.samplers import StepTable, step_table
 from ldmscale.diffusion.sampling import GUIDANCE, build_sampler, device_table
 from ldmscale.diffusion.schedule import Schedule
 from ldmscale.errors import UserError
 from ldmscale.generation.draws import Draws
+from ldmscale.jobs import EVERY, Progress
 from ldmscale.models.adapter import Adapter
 from ldmscale.models.unet import UNet, UNetConfig
 from ldmscale.provenance import is_current, write_manifest
@@ -54,8 +55,13 @@ class Generator:
         self._programs = {guidance: build_sampler(apply, guidance=guidance) for guidance in GUIDANCE}
         self._noise = jax.jit(jax.vmap(lambda key: jax.random.normal(key, self.shape)))
 
-    def latents(self, params: Any, cell: Cell, spacing: str, draws: Draws) -> np.ndarray:
-        """Sampled latents float32 [N,h,w,C] of ``draws`` at the sampler, steps and guidance of ``cell``."""
+    def latents(
+        self, params: Any, cell: Cell, spacing: str, draws: Draws, tell: Callable[[int, int], None] = lambda *_: None
+    ) -> np.ndarray:
+        """Sampled latents float32 [N,h,w,C] of ``draws`` at the sampler, steps and guidance of ``cell``.
+
+        ``tell(done, N)`` is called after every batch.
+        """
         numbers = draws.numbers
         table = device_table(step_table(cell.sampler, self.schedule, cell.steps, spacing))
         program = self._programs["told" if self._told else "free" if cell.cfg != 1.0 else "none"]
@@ -67,6 +73,23 @@ class Generator:
             z = program((params, condition), table, cell.cfg, self._noise(start_keys), draws.states[rows], draws.null,
                         step_keys)  # fmt: skip
             parts.append(np.asarray(z)[: len(numbers) - start])
+            tell(min(start + self.batch, len(numbers)), len(numbers))
+        return np.concatenate(parts)
+
+    def noise(self, params: Any, z: np.ndarray, t: int, states: np.ndarray) -> np.ndarray:
+        """The noise that the network predicts, unguided, in latents ``z`` [N,h,w,C] at timestep ``t``, float32.
+
+        Captions are ``states`` [N,L,D]. It is the sampling program's, at a single step that returns the noise.
+        """
+        one, none = np.ones(1), np.zeros(1)
+        step = device_table(StepTable(np.array([t]), a=one, b=-one, c=none, s=none, alpha=one, sigma=one))
+        parts = []
+        for start in range(0, len(z), self.batch):
+            rows = np.arange(start, start + self.batch).clip(max=len(z) - 1)  # the last batch is padded
+            keys, _ = image_keys(self.seed, rows)
+            found = self._programs["none"]((params, None), step, 1.0, jnp.asarray(z[rows]), states[rows],
+                                           np.zeros_like(states[0]), keys)  # fmt: skip
+            parts.append(np.asarray(found)[: len(z) - start])
         return np.concatenate(parts)
 
 
@@ -81,13 +104,28 @@ def generate(cells: list[dict[str, Any]], folder: Path, generator: Generator, dr
     ``tuning.npy`` and ``heldout.npy``), and, written last, ``sample.json`` with the cell's digest.
     Raises UserError if what is sampled is not finite.
     """
-    for number, spec in enumerate(cells, 1):
-        cell, target = Cell.parse(spec["path"]), folder / spec["path"]
+    parsed = [Cell.parse(spec["path"]) for spec in cells]
+    # Guidance evaluates twice; a cell that is not scored draws the gallery alone, few of the others' images.
+    work = [
+        cell.steps * (1 if cell.cfg == 1.0 else 2) * (1.0 if spec["draws"].get("scored", True) else 0.1)
+        for spec, cell in zip(cells, parsed, strict=True)
+    ]
+    progress, begun = Progress(say, sum(work), every=EVERY), 0.0
+    for number, (spec, cell, evaluated) in enumerate(zip(cells, parsed, work, strict=True), 1):
+        target, before = folder / spec["path"], begun
+        begun += evaluated
         if is_current(target / "sample.json", "generate", spec["digest"]):
+            progress.skip(evaluated)
             continue
         (target / "sample.json").unlink(missing_ok=True)
         drawn = draws(cell, **spec["draws"])
-        z = generator.latents(weights(cell), cell, spec["spacing"], drawn)
+
+        def tell(done: int, images: int, number=number, before=before, evaluated=evaluated) -> None:
+            if done < images:
+                text = f"cell {number}/{len(cells)}: {done}/{images} images"
+                progress(before + evaluated * done / images, text)
+
+        z = generator.latents(weights(cell), cell, spec["spacing"], drawn, tell)
         if not np.isfinite(z).all():
             # As pixels they would be black, and scored as if they had been drawn.
             raise UserError(f"{spec['path']}: latents are not finite: its weights, or the latents' scale, are broken")
@@ -97,4 +135,4 @@ def generate(cells: list[dict[str, Any]], folder: Path, generator: Generator, dr
             save_array(target / f"{split}.npy", images[[s == split for s in drawn.splits]])
         evaluations = len(step_table(cell.sampler, generator.schedule, cell.steps, spec["spacing"]))
         write_manifest(target / "sample.json", "generate", spec["digest"], evaluations=evaluations, images=splits)
-        say(f"{number}/{len(cells)}  {spec['path']}")
+        progress(begun, f"{number}/{len(cells)}  {spec['path']}", always=True)

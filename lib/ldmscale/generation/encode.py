@@ -14,9 +14,14 @@ from ldmscale.models.autoencoder import Autoencoder, AutoencoderConfig
 from ldmscale.models.clip import CLIP, CLIPConfig, TextModel, TextTower, preprocess
 from ldmscale.tasks.autoencoder import to_unit
 
+Tell = Callable[[int, int], None]  # how many of how many rows are done
 
-def in_batches(fn: Callable[..., Any], batch: int, *arrays: np.ndarray) -> Any:
-    """Apply ``fn`` to slices of ``batch`` rows and concatenate; the last slice is padded, so one shape is compiled."""
+
+def in_batches(fn: Callable[..., Any], batch: int, *arrays: np.ndarray, tell: Tell = lambda *_: None) -> Any:
+    """Apply ``fn`` to slices of ``batch`` rows and concatenate; the last slice is padded, so one shape is compiled.
+
+    ``tell(done, rows)`` is called after every slice.
+    """
     count = len(arrays[0])
     parts = []
     for start in range(0, count, batch):
@@ -24,6 +29,7 @@ def in_batches(fn: Callable[..., Any], batch: int, *arrays: np.ndarray) -> Any:
         real = len(rows[0])
         rows = [np.concatenate([r, np.repeat(r[-1:], batch - real, axis=0)]) if real < batch else r for r in rows]
         parts.append(jax.tree.map(lambda x, n=real: np.asarray(x)[:n], fn(*rows)))
+        tell(start + real, count)
     return jax.tree.map(lambda *xs: np.concatenate(xs), *parts)
 
 
@@ -52,9 +58,9 @@ class Encoders:
             encoder = TextModel(text)
             self._states = jax.jit(lambda p, t: encoder.apply({"params": p}, t))
 
-    def moments(self, params: Any, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def moments(self, params: Any, images: np.ndarray, tell: Tell = lambda *_: None) -> tuple[np.ndarray, np.ndarray]:
         """uint8 [N,S,S,3] -> mean and standard deviation of the latents, float32 [N,h,w,C]."""
-        mean, logvar = in_batches(partial(self._moments, params), self.batch, images)
+        mean, logvar = in_batches(partial(self._moments, params), self.batch, images, tell=tell)
         return mean, np.exp(0.5 * logvar)
 
     def decode(self, params: Any, z: np.ndarray) -> np.ndarray:
@@ -69,9 +75,9 @@ class Encoders:
         """int32 [N,L] -> CLIP's unit embeddings [N,E]."""
         return in_batches(partial(self._embed, params), self.batch, tokens)
 
-    def states(self, params: Any, tokens: np.ndarray) -> np.ndarray:
+    def states(self, params: Any, tokens: np.ndarray, tell: Tell = lambda *_: None) -> np.ndarray:
         """int32 [N,L] -> the text encoder's states [N,L,width], what a U-Net attends to."""
-        return in_batches(partial(self._states, params), self.batch, tokens)
+        return in_batches(partial(self._states, params), self.batch, tokens, tell=tell)
 
 
 def _to_pixels(images: jax.Array) -> jax.Array:

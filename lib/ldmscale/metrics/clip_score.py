@@ -24,3 +24,20 @@ def clip_scores(image_embedding: np.ndarray, text_embedding: np.ndarray) -> np.n
         row = int(np.flatnonzero(~(np.isfinite(norms) & (norms > 0)))[0])
         raise UserError(f"the image or text embedding of row {row} is zero or not finite; it has no direction.")
     return np.einsum("ne,ne->n", image, text) / norms
+
+
+def unit_rows(features: np.ndarray, name: str) -> np.ndarray:
+    """Features [N,D] as float64 rows of length 1.
+
+    Raises UserError for another shape, no rows, and rows that are zero or not finite: "the <name> <row> are zero".
+    """
+    features = np.asarray(features, np.float64)
+    if features.ndim != 2 or not features.size:
+        raise UserError(f"the {name}s have shape {list(features.shape)}; they must be [N,D] of at least one image.")
+    norms = np.linalg.norm(features, axis=1)
+    bad = ~(np.isfinite(norms) & (norms > 0))
+    if bad.any():
+        row = int(np.flatnonzero(bad)[0])
+        what = "zero" if norms[row] == 0 else "not finite"
+        raise UserError(f"the {name} {row} are {what}; they have no direction.")
+    return features / norms[:, None]

@@ -17,6 +17,7 @@ import numpy as np
 
 from ldmscale.errors import UserError
 from ldmscale.generation.encode import in_batches
+from ldmscale.metrics.clip_score import unit_rows
 
 Distance = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
@@ -93,20 +94,3 @@ def per_prompt(values: np.ndarray, images_per_prompt: int) -> np.ndarray:
     if values.ndim != 1 or images_per_prompt < 1 or not len(values) or len(values) % images_per_prompt:
         raise UserError(f"values have shape {list(values.shape)}; they must be [P*{images_per_prompt}].")
     return values.reshape(-1, images_per_prompt).mean(axis=1)
-
-
-def unit_rows(features: np.ndarray, name: str) -> np.ndarray:
-    """Features [N,D] as float64 rows of length 1.
-
-    Raises UserError for another shape, no rows, and rows that are zero or not finite: "the <name> <row> are zero".
-    """
-    features = np.asarray(features, np.float64)
-    if features.ndim != 2 or not features.size:
-        raise UserError(f"the {name}s have shape {list(features.shape)}; they must be [N,D] of at least one image.")
-    norms = np.linalg.norm(features, axis=1)
-    bad = ~(np.isfinite(norms) & (norms > 0))
-    if bad.any():
-        row = int(np.flatnonzero(bad)[0])
-        what = "zero" if norms[row] == 0 else "not finite"
-        raise UserError(f"the {name} {row} are {what}; they have no direction.")
-    return features / norms[:, None]

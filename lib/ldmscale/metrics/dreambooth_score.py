@@ -9,11 +9,11 @@ from typing import Any
 
 import jax
 import numpy as np
-from PIL import Image
 
 from ldmscale.errors import UserError
 from ldmscale.generation.encode import in_batches
 from ldmscale.metrics.clip_score import clip_scores
+from ldmscale.metrics.dinov2 import resized
 from ldmscale.metrics.dreambooth import (
     Distance,
     cosine_distance,
@@ -123,6 +123,4 @@ def dino_pixels(images: np.ndarray) -> np.ndarray:
         raise UserError(f"images are {images.shape[1]} pixels high and {images.shape[2]} wide; DINO needs square ones.")
     edge = (DINO_RESIZED - DINO_S16.image_size) // 2
     kept = slice(edge, edge + DINO_S16.image_size)
-    size = (DINO_RESIZED, DINO_RESIZED)
-    resized = [np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC)) for image in images]
-    return np.stack(resized)[:, kept, kept]
+    return resized(images, DINO_RESIZED)[:, kept, kept]

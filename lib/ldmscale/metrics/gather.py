@@ -23,11 +23,11 @@ def scores_table(rows: list[dict[str, Any]], family: dict[str, Any], costs: dict
     table = []
     for row in rows:
         cell = Cell.parse(row["cell"])
-        plain = costs["models"][cell.model]
-        own = costs["finetuned"].get(cell.task, costs["models"])[cell.model]["flops"]
-        # A student of guided distillation is told the guidance weight; the others evaluate twice for it.
-        guided = 2 if cell.cfg != 1.0 and cell.task != "guided" else 1
-        batch = family["finetune"].get(cell.task) or family["batch"][cell.model]
+        member, training = family["trainings"][cell.model]
+        plain = costs["models"][member]
+        own = costs["finetuned"].get(cell.task, costs["models"])[member]["flops"]
+        guided = 2 if cell.evaluates_twice else 1
+        batch = family["finetune"].get(cell.task) or family["batch"][member]
         # The paper's axes know the family's networks, and an adapter; what an image takes is the task's own.
         norm_cost = plain["flops"] / costs["reference"]
         step = own / costs["reference"] if cell.task == "codi" else norm_cost
@@ -35,8 +35,9 @@ def scores_table(rows: list[dict[str, Any]], family: dict[str, Any], costs: dict
             {
                 "cell": row["cell"],
                 "task": cell.task,
-                "model": cell.model,
-                "filters": family["filters"][cell.model],
+                "model": member,
+                "training": training,
+                "filters": family["filters"][member],
                 "params": plain["params"],
                 "gflops": plain["flops"] / 1e9,
                 "norm_cost": norm_cost,
@@ -62,6 +63,23 @@ def scores_table(rows: list[dict[str, Any]], family: dict[str, Any], costs: dict
     return frame.sort_values(["filters", "cell", "split"], ignore_index=True, kind="stable")
 
 
+def with_seconds(table: pd.DataFrame, timing: dict[str, Any]) -> pd.DataFrame:
+    """``table`` with ``seconds``, those that an image takes by ``timing``
+    (:func:`ldmscale.metrics.timing.study_timing`), and ``seconds_machine``, what they were measured on, in words.
+
+    An image takes what sampling takes to start, its U-Net evaluations and, as in ``sampling_tflops``, its captions
+    encoded and its latent decoded; images are sampled, and captions encoded, in batches of the study's size.
+    """
+    beside = {part: timing[part]["median"] for part in ("encode", "decode", "caption")}
+    networks, seconds = timing["networks"], []
+    for path, member, evaluations in zip(*(table[c] for c in ("cell", "model", "evaluations")), strict=True):
+        cell = Cell.parse(path)  # of a member's repeated training, too
+        run = networks.get(cell.task, networks["t2i"])[member]["guided" if cell.evaluates_twice else "unguided"]
+        seconds.append(run["start"]["median"] + evaluations * run["step"]["median"] + _beside(cell.task, beside))
+    machine = f"{timing['machine']}, in batches of {timing['batch']}"
+    return table.assign(seconds=seconds, seconds_machine=machine)
+
+
 def _training(task: str, own: int, plain: int) -> int:
     """FLOPs of an optimiser step for each image of its batch; a backward pass counts as two forward ones.
 
@@ -71,8 +89,8 @@ def _training(task: str, own: int, plain: int) -> int:
     return {"codi": 3 * 2 * own + 2 * own + plain, "guided": 3 * own + 2 * own}.get(task, 3 * own)
 
 
-def _beside(task: str, costs: dict[str, Any]) -> int:
-    """FLOPs of what an image costs beside the U-Net: its captions encoded, its latent decoded.
+def _beside(task: str, costs: dict[str, Any]) -> Any:
+    """FLOPs, or seconds, of what an image costs beside the U-Net: its captions encoded, its latent decoded.
 
     Guided tasks encode two captions; super-resolution encodes the empty one and the low-resolution image; a student of
     guided distillation has no empty caption.

@@ -1,4 +1,4 @@
-"""Images of a cell → its scores: FID and CLIP score on each split, with the replicates that intervals come from."""
+"""Images of a cell → its scores on each split, with the replicates that intervals come from."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from ldmscale.cells.cell import ON_PROMPTS, Cell
 from ldmscale.data.encoded import load_array
 from ldmscale.errors import UserError
 from ldmscale.metrics import interpolation
-from ldmscale.metrics.bootstrap import fid_replicates, mean_replicates
+from ldmscale.metrics.bootstrap import mean_replicates
 from ldmscale.metrics.clip_score import clip_scores
 from ldmscale.metrics.features import Features
-from ldmscale.metrics.frechet import Reference
+from ldmscale.metrics.real import Real
 from ldmscale.provenance import is_current, read_json, read_manifest, write_manifest
 
 SPLITS = ("tuning", "heldout")
@@ -29,23 +29,22 @@ FILES = {**dict.fromkeys(ON_PROMPTS, SPLITS), "interpolation": (interpolation.FI
 class Scorer:
     """What every cell of a study is scored against.
 
-    ``features`` maps uint8 [N,S,S,3] to (FID features [N,D], CLIP embeddings [N,E]); ``reference`` holds each split's
-    real features [M,D], ``text`` the prompts' CLIP embeddings [N,E]; ``ends`` [P,2,E] and ``alphas`` say what was
-    interpolated. ``label`` and ``clip_label`` name the networks behind FID and CLIP score.
+    ``features`` maps uint8 [N,S,S,3] to (FID features [N,D], CLIP embeddings [N,E]); ``real`` holds each split's real
+    images, ``text`` the prompts' CLIP embeddings [N,E]; ``ends`` [P,2,E] and ``alphas`` say what was interpolated.
+    ``label`` and ``clip_label`` name the networks behind FID and CLIP score. ``dinov2`` is what
+    :func:`ldmscale.metrics.dinov2.dinov2_features` gives, or None.
     """
 
     features: Features
     label: str
     clip_label: str
-    reference: Mapping[str, np.ndarray]
+    real: Mapping[str, Real]
     text: Mapping[str, np.ndarray]
     ends: np.ndarray
     alphas: list[float]
     replicates: int
     seed: int
-
-    def __post_init__(self):
-        object.__setattr__(self, "_real", {split: Reference(x) for split, x in self.reference.items()})
+    dinov2: tuple[Callable[[np.ndarray], np.ndarray], str] | None = None
 
     def rows(self, task: str, folder: Path) -> list[dict[str, Any]]:
         """Rows of the cell of ``task`` whose images lie in ``folder``."""
@@ -58,17 +57,20 @@ class Scorer:
     def row(self, split: str, images: np.ndarray) -> dict[str, Any]:
         """Scores of ``images`` uint8 [N,S,S,3], image i drawn for prompt i of ``split``."""
         features, embedding = self.features(images)
-        clip, real = clip_scores(embedding, self.text[split]), self._real[split]
+        clip, real = clip_scores(embedding, self.text[split]), self.real[split]
+        dinov2, dinov2_label = self.dinov2 or (None, None)
+        seen = dinov2(images) if dinov2 else None
         return {
             "split": split,
             "n": len(images),
-            "n_reference": real.count,
-            "fid": real.distance(features),
+            "n_reference": real.fid.count,
             "fid_features": self.label,
             "clip": float(clip.mean()),
             "clip_features": self.clip_label,
-            "fid_reps": fid_replicates(features, real, self.replicates, self.seed).tolist(),
             "clip_reps": mean_replicates(clip, self.replicates, self.seed).tolist(),
+            **real.distances(features, embedding, seen, self.replicates, self.seed),
+            **real.neighbours(features, self.replicates, self.seed),
+            **({"dinov2_features": dinov2_label} if dinov2 else {}),
         }
 
 

@@ -10,9 +10,11 @@ import numpy as np
 
 from ldmscale.cells.cell import Cell
 from ldmscale.data.encoded import Prompts, load_array
+from ldmscale.metrics.dinov2 import dinov2_features
 from ldmscale.metrics.dreambooth_score import SubjectNetworks, dino_features, dreambooth_row
 from ldmscale.metrics.features import study_features
 from ldmscale.metrics.perceptual import lpips_distance
+from ldmscale.metrics.real import Real, reference_files
 from ldmscale.metrics.score import SPLITS, Scorer
 from ldmscale.metrics.superres import SuperresScorer, image_classes
 from ldmscale.models.clip import CLIPConfig
@@ -38,9 +40,12 @@ def open_scorer(params: dict[str, Any], weights: Any, folders: Mapping[str, Path
             folders["subjects"], SubjectNetworks(features, label, names["clip"], dino, lpips.get("alex"))
         )
     prompts = Prompts.load(folders["prompts"])
-    reference = {split: load_array(folders["reference"] / f"{split}.npy") for split in SPLITS}
-    scorer = Scorer(features, label, names["clip"], reference, prompts.embeddings, prompts.ends, params["alphas"],
-                    params["replicates"], params["seed"])  # fmt: skip
+    dinov2 = dinov2_features(params["dinov2"]["weights"]) if params["dinov2"] else None
+    stored = {split: [load_array(folders["reference"] / name) for name in reference_files(split, bool(dinov2))]
+              for split in SPLITS}  # fmt: skip
+    real = {split: Real(*arrays) for split, arrays in stored.items()}
+    scorer = Scorer(features, label, names["clip"], real, prompts.embeddings, prompts.ends, params["alphas"],
+                    params["replicates"], params["seed"], dinov2)  # fmt: skip
     return lambda cell, folder: scorer.rows(cell.task, folder)
 
 

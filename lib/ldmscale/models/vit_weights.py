@@ -1,8 +1,9 @@
-"""Published weights of DINO and DINOv2: facebookresearch's files, or timm's of the same networks."""
+"""Published weights of DINO and DINOv2: facebookresearch's files, or timm's or Hugging Face's of the same networks."""
 
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ldmscale.models.vit import ViT, ViTConfig
-from ldmscale.models.weights import read_tensors, to_tree, torch_name
+from ldmscale.errors import UserError
+from ldmscale.models.vit import DINOV2_L14, ViT, ViTConfig
+from ldmscale.models.weights import Stored, read_tensors, to_tree, torch_name
 
 CUBIC = -0.75  # PyTorch's parameter of the cubic convolution kernel
 OFFSET = 0.1
+DINOV2_HEAD = 64  # width of an attention head, of every DINOv2
+
+# Hugging Face's names of DINOv2's tensors -> facebookresearch's, in turn; query, key and value are apart there.
+HUGGING_FACE = (
+    (r"embeddings\.patch_embeddings\.projection\.", "patch_embed.proj."),
+    (r"embeddings\.position_embeddings", "pos_embed"),
+    (r"embeddings\.(\w+_token)", r"\1"),
+    (r"encoder\.layer\.", "blocks."),
+    (r"\.layer_scale(\d)\.lambda1", r".ls\1.gamma"),
+    (r"\.attention\.output\.dense\.", ".attn.proj."),
+    (r"^layernorm\.", "norm."),
+)
 
 
 def published_name(dotted: str) -> str:
@@ -29,9 +43,43 @@ def load_vit(path: str | Path, config: ViTConfig) -> Any:
     timm's of the same network. Positions of another resolution (DINOv2's are of 518 pixels) are resampled to
     ``config``'s. DINOv2's mask token is not read. Raises UserError naming what does not fit.
     """
+    return _params(read_tensors(path), config, path)
+
+
+def load_dinov2(path: str | Path) -> tuple[Any, ViTConfig]:
+    """Parameters of a DINOv2 ViT for images of 224 pixels, and its shape, which the file tells.
+
+    ``path`` is ``dinov2_vitl14_pretrain.pth`` of facebookresearch or another size's, timm's of the same network, or
+    Hugging Face's (``facebook/dinov2-large``: the file or its folder). Raises UserError, naming what does not fit, for
+    other networks; the giant one, whose blocks differ, and those with registers are such.
+    """
+    stored = from_hugging_face(read_tensors(path))
+    tokens, patches = stored.get("cls_token"), stored.get("patch_embed.proj.weight")
+    blocks = [int(match[1]) for name in stored if (match := re.match(r"blocks\.(\d+)\.", name))]
+    if tokens is None or patches is None or not blocks or tokens.shape[-1] % DINOV2_HEAD:
+        raise UserError(f"{path} is no DINOv2 vision transformer: give dinov2_vitl14_pretrain.pth or another size's")
+    width, size = tokens.shape[-1], DINOV2_L14.image_size
+    config = ViTConfig(size, patches.shape[-1], width, max(blocks) + 1, width // DINOV2_HEAD, layer_scale=True)
+    return _params(stored, config, path), config
+
+
+def from_hugging_face(stored: Stored) -> Stored:
+    """The tensors of DINOv2 under facebookresearch's names; those that are not Hugging Face's stay as they are."""
+    renamed = {}
+    for name, tensor in stored.items():
+        for pattern, ours in HUGGING_FACE:
+            name = re.sub(pattern, ours, name)
+        renamed[name] = tensor
+    for name in [name for name in renamed if ".attention.attention.query." in name]:
+        parts = [renamed.pop(name.replace("query", part), np.zeros(0)) for part in ("query", "key", "value")]
+        if parts[0].shape == parts[1].shape == parts[2].shape:  # if not, the import says what is lacking
+            renamed[name.replace(".attention.attention.query.", ".attn.qkv.")] = np.concatenate(parts)
+    return renamed
+
+
+def _params(stored: Stored, config: ViTConfig, path: str | Path) -> Any:
     image = jax.ShapeDtypeStruct((1, config.image_size, config.image_size, 3), jnp.float32)
     like = jax.eval_shape(ViT(config).init, jax.random.key(0), image)["params"]
-    stored = read_tensors(path)
     positions = stored.get("pos_embed")
     if positions is not None and positions.ndim == 3 and positions.shape[1] > 1:
         stored["pos_embed"] = resample_positions(positions, config.grid)

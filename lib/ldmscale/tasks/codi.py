@@ -101,6 +101,12 @@ class CoDiTask:
 
         Student and target are guided, the step between them is not: to guide it too makes training diverge.
         """
+        return self.losses(params, batch, key, ema, frozen)[0]
+
+    def losses(
+        self, params: Any, batch: Batch, key: jax.Array, ema: Any, frozen: Any
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """:meth:`loss`, the timesteps t [B] and what each example adds to it [B]."""
         ema, frozen = jax.lax.stop_gradient((ema, frozen))
         latent_key, time_key, noise_key, cfg_key = jax.random.split(key, 4)
         x = draw_latents(self.latents.scale, batch, latent_key)
@@ -116,7 +122,9 @@ class CoDiTask:
         x_t, eps_t = self._student(params, frozen, z, t, context, cfg)
         x_s, eps_s = self._student(ema, frozen, z_s, s, context, cfg)
         terms = (self.consistency, x_t - x_s), (self.noise_consistency, eps_t - eps_s), (self.signal, x_t - x)
-        return sum(weight * jnp.square(error).mean() for weight, error in terms if weight)
+        squares = [(weight, jnp.square(error)) for weight, error in terms if weight]
+        each = sum(weight * square.mean((1, 2, 3)) for weight, square in squares)
+        return sum(weight * square.mean() for weight, square in squares), t, each
 
     def _read(self, output: jax.Array, z: jax.Array, t: jax.Array) -> tuple[jax.Array, jax.Array]:
         """The clean latents and the noise that ``output`` [B,h,w,C], the prediction of ``z`` at ``t``, stands for."""

@@ -97,12 +97,16 @@ class DreamBoothTask:
         Both go through the network in one pass. Their random numbers are separate, so the instance's are the same with
         a prior and without.
         """
+        return self.losses(params, batch, key)[0]
+
+    def losses(self, params: Any, batch: Batch, key: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """:meth:`loss`, and of instance and prior examples alike the timesteps [N] and the error [N], not weighted."""
         names = list(self._concepts())
         drawn = [self._diffuse(batch, name, jax.random.fold_in(key, i)) for i, name in enumerate(names)]
         z, t, context, noise = (jnp.concatenate(arrays) for arrays in zip(*drawn, strict=True))
         error = jnp.square(self.net.apply({"params": params}, z, t, context) - noise)
         instance, *prior = jnp.split(error, len(names))
-        return instance.mean() + sum(self.prior_weight * part.mean() for part in prior)
+        return instance.mean() + sum(self.prior_weight * part.mean() for part in prior), t, error.mean((1, 2, 3))
 
     def _diffuse(self, batch: Batch, name: str, key: jax.Array) -> tuple[jax.Array, ...]:
         """Noisy latents [B,h,w,C], timesteps [B], states [B,L,D] and the noise [B,h,w,C] of one concept."""

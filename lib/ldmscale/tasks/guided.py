@@ -132,6 +132,12 @@ class GuidedTask:
 
     def loss(self, params: Any, batch: Batch, key: jax.Array, ema: Any, frozen: Any) -> jax.Array:
         """Mean of max(SNR, 1) ||student(z, t, w) - target||^2 with the teacher ``frozen``; ``ema`` is not used."""
+        return self.losses(params, batch, key, ema, frozen)[0]
+
+    def losses(
+        self, params: Any, batch: Batch, key: jax.Array, ema: Any, frozen: Any
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """:meth:`loss`, the timesteps [B] and the weighted error [B] of each example."""
         frozen = jax.lax.stop_gradient(frozen)
         latent_key, noise_key, w_key = jax.random.split(key, 3)
         x = draw_latents(self.latents.scale, batch, latent_key)
@@ -144,7 +150,8 @@ class GuidedTask:
         context2 = jnp.where(guide[..., 0] > 0, jnp.asarray(self.latents.null), context)
         x2 = self._clean(frozen, a * z + b * x1, t2, context2, w)
         target = x2 + (q + guide * per_sample(w)) * (x1 - x2)
-        return jnp.mean(weight * jnp.square(self._clean(params, z, t, context, w) - target))
+        error = weight * jnp.square(self._clean(params, z, t, context, w) - target)
+        return jnp.mean(error), t, error.mean((1, 2, 3))
 
     def _clean(self, params: Any, z: jax.Array, t: jax.Array, context: jax.Array, w: jax.Array) -> jax.Array:
         """The clean latents [B,h,w,C] that the noise predicted of ``z`` stands for."""

@@ -85,7 +85,12 @@ class SuperresTask:
 
     def loss(self, params: Any, batch: Batch, key: jax.Array) -> jax.Array:
         """Mean squared error of the predicted noise at uniformly drawn timesteps."""
+        return self.losses(params, batch, key)[0]
+
+    def losses(self, params: Any, batch: Batch, key: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """:meth:`loss`, the timesteps [B] and the error [B] of each example."""
         z, t, noise = diffuse(self.schedule, self.scale, batch["mean"], batch["std"], key)
         context = jnp.broadcast_to(jnp.asarray(self.null), (len(z), *np.shape(self.null)))
         seen = jnp.concatenate([z, batch["condition"]], axis=-1)
-        return jnp.mean((self.net.apply({"params": params}, seen, t, context) - noise) ** 2)
+        error = (self.net.apply({"params": params}, seen, t, context) - noise) ** 2
+        return jnp.mean(error), t, error.mean((1, 2, 3))

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import math
-import os
 import sys
 import time
 from collections.abc import Callable, Iterable
@@ -18,9 +15,10 @@ import numpy as np
 import optax
 
 from ldmscale.errors import UserError
-from ldmscale.provenance import atomic_path
+from ldmscale.jobs import Progress
 from ldmscale.training.checkpoint import load_tree, save_tree
 from ldmscale.training.packing import Packing
+from ldmscale.training.watch import Measured, Watch, by_level, record_of
 
 Batch = dict[str, np.ndarray]
 
@@ -36,6 +34,9 @@ class Task(Protocol):
 
     A distilled one also has ``frozen``, a pytree of its teacher's parameters; its loss is then called as
     ``loss(params, batch, key, ema, frozen)``, with the running average of its own parameters as ``ema``.
+
+    One that predicts at drawn noise levels of its ``schedule`` also has ``losses(...)``, called as ``loss``: the
+    scalar, the timesteps [N] of its examples and the loss [N] of each, to be watched.
     """
 
     def init(self, key: jax.Array) -> Any:
@@ -122,8 +123,8 @@ def initial_state(task: Task, config: TrainConfig) -> TrainState:
 
 def build_step(
     task: Task, config: TrainConfig, shardings: TrainState | None = None, short: bool = False
-) -> Callable[..., tuple[TrainState, jax.Array]]:
-    """The compiled ``(state, batch[, frozen]) -> (state, loss)``; its key is fold_in(seed, step), so steps are
+) -> Callable[..., tuple[TrainState, Measured]]:
+    """The compiled ``(state, batch[, frozen]) -> (state, measured)``; its key is fold_in(seed, step), so steps are
     replayable. ``frozen`` is the task's: closed over, a teacher's parameters would become constants of the program.
 
     On a mesh ``shardings`` says where each array of the state lies (:mod:`ldmscale.training.sharding`), before the step
@@ -132,17 +133,25 @@ def build_step(
     optimizer = config.optimizer()
     tree = _as_tree(task, config)
 
-    def step(state: TrainState, batch: Batch, frozen: Any = None) -> tuple[TrainState, jax.Array]:
+    def losses(params: Any, *given: Any) -> tuple[jax.Array, jax.Array | None]:
+        if not hasattr(task, "losses"):
+            return task.loss(params, *given), None
+        loss, t, each = task.losses(params, *given)
+        return loss, by_level(t, each, task.schedule.steps)
+
+    def step(state: TrainState, batch: Batch, frozen: Any = None) -> tuple[TrainState, Measured]:
         key = jax.random.fold_in(jax.random.key(config.seed), state.step)
         given = () if frozen is None else (tree(state.ema), frozen)
-        loss, grads = jax.value_and_grad(lambda p: task.loss(tree(p), batch, key, *given))(state.params)
+        differentiated = jax.value_and_grad(lambda p: losses(tree(p), batch, key, *given), has_aux=True)
+        (loss, levels), grads = differentiated(state.params)
         updates, opt = optimizer.update(grads, state.optimizer, state.params)
         params = optax.apply_updates(state.params, updates)
         d = ema_decay(config.ema, state.step)
         ema = jax.tree.map(lambda e, p: d * e + (1 - d) * p, state.ema, params)
-        return TrainState(state.step + 1, params, ema, opt), loss
+        # The clipping computes the same norm: the compiler makes one of the two.
+        return TrainState(state.step + 1, params, ema, opt), Measured(loss, optax.tree.norm(grads), levels)
 
-    # The loss is the mean over the whole batch, so every device has it.
+    # What is measured is of the whole batch, so every device has it.
     placed = {} if shardings is None else {"out_shardings": (shardings, shardings.step)}
     return jax.jit(step, donate_argnums=0, compiler_options=_ONCE if short else None, **placed)
 
@@ -155,12 +164,14 @@ def train(
     keep: Iterable[int],
     log_every: int = 50,
     say: Callable[[str], None] = lambda line: print(line, file=sys.stderr, flush=True),
+    draw: Callable[[Any], np.ndarray] | None = None,
 ) -> dict[int, Path]:
     """Train ``task`` up to ``max(keep)`` steps and keep its averaged weights at each step of ``keep`` (0: the first).
 
     ``folder`` holds ``state.safetensors`` (everything needed to go on), ``step-<n>.safetensors`` (EMA weights) and
-    ``loss.jsonl``. A run that was killed goes on from the last state with bit-identical results on the CPU; a state
-    made under another ``digest`` is not used.
+    what :mod:`ldmscale.training.watch` writes, pictures too if ``draw`` makes them (uint8 [N,S,S,3]) of averaged
+    weights. A run that was killed goes on from the last state with bit-identical results on the CPU; a state made under
+    another ``digest`` is not used.
 
     Returns the kept files by step. Raises UserError if the loss stops being finite (the last state is kept).
     """
@@ -178,43 +189,56 @@ def train(
     weights = jax.eval_shape(tree, shapes.ema)
     state = _resume(folder, digest, shapes, weights, kept)
     start = 0 if state is None else int(state.step)
-    _rewind(folder / "loss.jsonl", start)
     if start >= keep[-1]:
         return kept
     if state is None:
         state = jax.jit(fresh, compiler_options=_ONCE)(_pretrained(task))
     else:
         state = jax.tree.map(jnp.asarray, state)
-    if 0 in kept and not start:
-        save_tree(kept[0], tree(state.ema), digest=digest, step=0)
     if start:
         say(f"resumed at step {start} of {keep[-1]}")
+    watch = Watch(folder, start or -1)
+
+    def keep_weights(step: int) -> None:
+        averaged = tree(state.ema)
+        save_tree(kept[step], averaged, digest=digest, step=step)
+        if draw is not None:
+            watch.pictures(step, draw(averaged))
+
+    if 0 in kept and not start:
+        keep_weights(0)
     step_fn = build_step(task, config, short=keep[-1] <= SHORT)
     frozen = jax.tree.map(jnp.asarray, getattr(task, "frozen", None))
     save_every = max(1, min(1000, keep[-1] // 10))
-    began, losses = time.monotonic(), []
+    measured: list[Measured] = []
     for step in range(start, keep[-1]):
-        state, loss = step_fn(state, task.batch(step), frozen)
-        losses.append(loss)
+        batch = task.batch(step)
+        state, found = step_fn(state, batch, frozen)
+        measured.append(found)
         done = step + 1
+        if done == start + 1:  # compiled: what follows tells how fast it goes
+            progress, clock = Progress(say, keep[-1]), time.monotonic()
+            progress.skip(start)
         if done % log_every == 0 or done in kept or done % save_every == 0:
-            values = np.asarray(jax.device_get(losses), np.float64)
-            losses = []
-            if not np.isfinite(values).all():
-                bad = done - len(values) + int(np.argmin(np.isfinite(values))) + 1
+            record = record_of(done, jax.device_get(measured), len(next(iter(batch.values()))))
+            if not np.isfinite(record["loss"]):
+                losses = np.array([found.loss for found in measured], np.float64)
+                bad = int(np.argmin(np.isfinite(losses)))
                 raise UserError(
-                    f"the loss was {values[~np.isfinite(values)][0]} at step {bad}: lower learning_rate or "
+                    f"the loss was {losses[bad]} at step {done - len(losses) + bad + 1}: lower learning_rate or "
                     f"lengthen warmup (the last good state in {folder} is kept)"
                 )
-            _log(folder / "loss.jsonl", {"step": done, "loss": float(values.mean())})
-            if done % log_every == 0:
-                rate = (done - start) / (time.monotonic() - began)
-                say(f"step {done}/{keep[-1]}  loss {values.mean():.4f}  {rate:.1f} steps/s  "
-                    f"{math.ceil((keep[-1] - done) / rate)} s left")  # fmt: skip
-        if done in kept:
-            save_tree(kept[done], tree(state.ema), digest=digest, step=done)
-        if done in kept or done % save_every == 0:
-            save_tree(folder / "state.safetensors", state, digest=digest)
+            seconds = max(time.monotonic() - clock, 1e-6)
+            record["images_per_second"] = round(record.pop("images") / seconds, 2)
+            watch.record(record)
+            progress(done, f"step {done}/{keep[-1]}  loss {record['loss']:.4f}  {len(measured) / seconds:.1f} steps/s")
+            measured = []
+            if done in kept:
+                keep_weights(done)
+            if done in kept or done % save_every == 0:
+                save_tree(folder / "state.safetensors", state, digest=digest)
+            clock = time.monotonic()
+    watch.close()
     return kept
 
 
@@ -234,22 +258,6 @@ def _resume(folder: Path, digest: str, shapes: TrainState, weights: Any, kept: d
             except UserError:
                 return None
     return state
-
-
-def _log(path: Path, record: dict) -> None:
-    with open(path, "a") as file:
-        file.write(json.dumps(record) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _rewind(path: Path, step: int) -> None:
-    """Drop the records after ``step``, and one that a killed run left half-written."""
-    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-    kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
-    if kept != lines:
-        with atomic_path(path) as temporary:
-            temporary.write_text("".join(kept))
 
 
 def epoch_batch(count: int, batch: int, seed: int, step: int) -> np.ndarray:
