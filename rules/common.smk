@@ -15,11 +15,14 @@ os.environ.setdefault("MALLOC_TRIM_THRESHOLD_", str(2**40))
 
 
 def external(*paths):
-    """Files from outside that a rule reads, as inputs where they exist; a script says what is missing otherwise."""
+    """Files from outside that a rule reads, as inputs where they exist; a script says what is missing otherwise.
+
+    Their bytes are part of the params, so their times say nothing: a study copied or checked out anew stays as it is.
+    """
     there = [path for path in paths if path and os.path.exists(path)]
     folders = [path for path in there if os.path.isdir(path)]
     inside = [entry.path for path in folders for entry in os.scandir(path) if entry.is_file()]
-    return [path for path in there if path not in folders] + sorted(inside)
+    return [ancient(path) for path in (*(path for path in there if path not in folders), *sorted(inside))]
 
 
 def planned(function):

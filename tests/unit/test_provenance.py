@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from ldmscale.errors import UserError
 from ldmscale.provenance import (
@@ -17,6 +18,7 @@ from ldmscale.provenance import (
     digest,
     file_digest,
     is_current,
+    listing_digest,
     read_json,
     read_manifest,
     write_json,
@@ -104,6 +106,37 @@ def test_a_file_gets_the_permissions_that_an_ordinary_one_gets(tmp_path):
         os.umask(before)
     modes = [stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("ours.json", "plain")]
     assert modes == [0o640, 0o640]
+
+
+# ---------------------------------------------------------------- folders of many images
+
+
+def _photos(folder):
+    folder.mkdir()
+    for seed in range(3):
+        pixels = np.random.default_rng(seed).integers(0, 256, (90, 80, 3), np.uint8)
+        Image.fromarray(pixels).save(folder / f"{seed}.png", compress_level=0)
+    return folder
+
+
+def test_a_listing_follows_names_and_contents_and_not_times(tmp_path):
+    folder = _photos(tmp_path / "photos")
+    before = listing_digest(folder)
+    os.utime(folder / "0.png", (1, 1))
+    assert listing_digest(folder) == before == listing_digest(_photos(tmp_path / "again"))
+    (folder / "0.png").rename(folder / "9.png")
+    assert listing_digest(folder) != before
+    assert listing_digest(tmp_path / "nowhere") == "absent"
+
+
+def test_a_listing_notices_one_pixel_in_the_middle_of_a_photo_of_the_same_size(tmp_path):
+    folder = _photos(tmp_path / "photos")
+    before, size = listing_digest(folder), (folder / "1.png").stat().st_size
+    pixels = np.array(Image.open(folder / "1.png"))
+    pixels[45, 40] ^= 1
+    Image.fromarray(pixels).save(folder / "1.png", compress_level=0)
+    assert (folder / "1.png").stat().st_size == size > 4 * 4096
+    assert listing_digest(folder) != before
 
 
 # ---------------------------------------------------------------- manifests

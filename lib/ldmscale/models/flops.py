@@ -38,7 +38,7 @@ def count_flops(fn: Callable, *abstract_args: Any) -> int:
 
 def parameter_count(module: nn.Module, *abstract_args: Any) -> int:
     """Number of elements of ``module``'s parameters when initialised on ``abstract_args``; nothing is allocated."""
-    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(_abstract_init(module, *abstract_args)["params"]))
+    return _cost(module, *abstract_args).params
 
 
 def unet_cost(config: UNetConfig, latent_size: int, context_length: int) -> Cost:
@@ -54,13 +54,10 @@ def codi_cost(config: UNetConfig, latent_size: int, context_length: int) -> Cost
 
 
 def _cost(module: nn.Module, *abstract_args: Any) -> Cost:
-    variables = _abstract_init(module, *abstract_args)
-    params = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(variables["params"]))
-    return Cost(params=params, flops=count_flops(module.apply, variables, *abstract_args))
-
-
-def _abstract_init(module: nn.Module, *abstract_args: Any) -> dict:
-    return jax.eval_shape(module.init, jax.random.key(0), *abstract_args)
+    # One trace for both: to draw the initial parameters, flax runs the network once; drawing multiplies no matrices.
+    program, shapes = jax.make_jaxpr(module.init, return_shape=True)(jax.random.key(0), *abstract_args)
+    params = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes["params"]))
+    return Cost(params=params, flops=_count(program.jaxpr))
 
 
 def _inner(params: dict) -> Iterator[Jaxpr]:
