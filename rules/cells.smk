@@ -104,8 +104,8 @@ rule gather:
         costs=rules.costs.output[0],
         timing=rules.timing.output[0],
     output:
-        scores=f"{results}/scores.parquet",
         **({"trainings": f"{results}/trainings.parquet"} if config["training_seeds"] > 1 else {}),
+        scores=f"{results}/scores.parquet",
     log:
         f"{results}/logs/gather.log",
     params:
