@@ -10,13 +10,14 @@ from ldmscale.config.study import Study
 from ldmscale.provenance import read_json
 
 CELLS = "results/smoke/cells"
-FIGURES = 23  # of the smoke study
-ALWAYS = {"figure": FIGURES, "table1": 1, "summary": 1, "pages": 1, "report": 1, "all": 1}
+FIGURES = 26  # of the smoke study
+READ = ("claims", "fits", "explorer", "table1", "summary", "pages", "report", "all")
+ALWAYS = {"figure": FIGURES, **dict.fromkeys(READ, 1)}
 FRESH = Counter(
     {"config": 1, "data": 1, "tokenizer": 1, "autoencoder": 1, "clip": 1, "latents": 1, "prompts": 1, "reference": 1}
     | {"pairs": 1, "baselines": 1, "subjects": 1, "costs": 1}
     | {"pretrain": 2, "superres": 2, "class_images": 2, "dreambooth": 2, "codi": 2, "guided": 2}
-    | {"generate": 27, "score": 12, "gather": 1}
+    | {"generate": 27, "score": 12, "validation": 1, "timing": 1, "gather": 1}
     | ALWAYS
 )
 TASKS = ("t2i", "interpolation", "superres", "dreambooth", "codi", "guided")
@@ -102,7 +103,7 @@ def test_the_embedded_study_is_the_default(folder):
     done = folder.dry(config=None)
     config = merged()
     assert done.jobs["pretrain"] == len(config["models"]) >= 4
-    assert done.jobs["figure"] == len(config["figures"]) == 25
+    assert done.jobs["figure"] == len(config["figures"]) == 28
     assert done.jobs["superres"] == done.jobs["dreambooth"] == done.jobs["class_images"] == done.jobs["pretrain"]
     assert "results/embedded/report.html" in done.said
 

@@ -314,14 +314,13 @@ class Chain:
 
     def _timing(self) -> dict[str, Any]:
         """Params of timing: the networks that scored cells sample with, and whether steps are guided by a second
-        evaluation; ``t2i`` stands for every task without a network of its own."""
+        evaluation; ``t2i`` stands for every task but CoDi, also where the network is a percent larger (a wider first
+        convolution, a told weight)."""
         networks: dict[str, Any] = {}
         first = [cell for cell in self.plan.scored if cell.model in self.study.members]
         for cell in sorted(first, key=lambda cell: cell.path):
-            net = self.study.unet_params(cell.model, cell.task)
-            own = cell.task == "codi" or net != self.study.unet_params(cell.model)
-            models = networks.setdefault(cell.task if own else "t2i", {})
-            runs = models.setdefault(cell.model, {"net": net, "guided": []})
+            models = networks.setdefault("codi" if cell.task == "codi" else "t2i", {})
+            runs = models.setdefault(cell.model, {"net": self.study.unet_params(cell.model), "guided": []})
             if (guided := cell.evaluates_twice) not in runs["guided"]:
                 runs["guided"] = sorted([*runs["guided"], guided])
         return self._make("timing", networks=networks, latent_size=self.study.latent_size,

@@ -36,7 +36,7 @@ def study_timing(params: dict[str, Any], threads: int, say: Callable[[str], None
     """Seconds of an image in a batch of ``params["batch"]``, by network (``params`` as in ``Chain["timing"]``).
 
     ``networks``: {task: {model: {"guided" | "unguided": {"step", "start"}}}}, where ``t2i`` stands for every task
-    without a network of its own; ``step`` is one of sampling (of a guided one both evaluations; a student that is told
+    but CoDi; ``step`` is one of sampling (of a guided one both evaluations; a student that is told
     its guidance is unguided), ``start`` what sampling takes beside its steps (noises, transfers). ``encode``,
     ``decode``, ``caption``: the autoencoder's halves and one caption's text encoding. Each is {median, least, greatest}
     of ``repeats`` after a warm-up. ``machine`` is what they were measured on; programs of a CPU have ``threads``.
@@ -51,7 +51,7 @@ def study_timing(params: dict[str, Any], threads: int, say: Callable[[str], None
 
     def sampling(net: UNetConfig, weights: Any, task: str, guided: bool) -> dict[str, dict[str, float]]:
         generator = Generator(net, Schedule(**params["diffusion"]), size, batch, 0, adapted=task == "codi")
-        draws = Draws(states, states[0], np.arange(batch), [""] * batch, z if task == "superres" else None)
+        draws = Draws(states, states[0], np.arange(batch), [""] * batch, None)
 
         def run(steps: int) -> Callable[[], object]:
             cell = Cell("t2i", "", "", "ddim", steps, 2.0 if guided else 1.0)
