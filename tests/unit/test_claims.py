@@ -232,6 +232,13 @@ def test_without_replicates_nothing_can_be_told(id):
         assert found.numbers
 
 
+@pytest.mark.parametrize("id", [id for id, claim in CLAIM.items() if "fid_inf" in claim.metrics])
+def test_a_distance_without_replicates_beside_one_with_them_cannot_be_told(id):
+    run = with_distance(made(id, 0), "fid_inf", made(id, 0))
+    (found,) = evaluate(run.scores.drop(columns="fid_inf_reps"), run.experiments, [CLAIM[id]])
+    assert found.finding.verdict == SUPPORTED and found.under["fid_inf"].verdict == CANNOT_TELL
+
+
 def test_the_papers_family_is_judged_as_the_small_one():
     study = paper_study(noise=0.05, point_noise=0.02)
     for claim in CLAIM.values():
