@@ -60,12 +60,12 @@ rule score:
 
 
 rule costs:
-    """Parameters and FLOPs of every network, counted from its program; needs nothing, so it is done early."""
+    """Parameters and FLOPs of every network, counted from its program; needs nothing, so it fills a gap."""
     output:
         f"{results}/costs.json",
     log:
         f"{results}/logs/costs.log",
-    priority: 85
+    priority: 5
     params:
         stages["costs"],
     message:

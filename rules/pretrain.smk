@@ -59,6 +59,8 @@ rule validation:
         f"{results}/logs/validation.log",
     benchmark:
         f"{results}/benchmarks/validation.tsv"
+    # It runs alone if it is left to the end.
+    priority: 65
     resources:
         tpu=1,
     params:

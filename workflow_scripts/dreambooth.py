@@ -26,7 +26,7 @@ with job(snakemake.log[0], snakemake.threads) as say:
     settings = dict(params["train"])
     batch = settings.pop("batch")
     config = TrainConfig(**settings, steps=params["steps"], seed=params["seed"])
-    weights = {}
+    weights, programs = {}, {}  # subjects differ in their batches
     for subject, about in made["subjects"].items():
         folder = source.parent / subject
         mean, std, name, kind = (load_array(folder / f"{part}.npy") for part in ("mean", "std", "name", "class"))
@@ -39,6 +39,7 @@ with job(snakemake.log[0], snakemake.threads) as say:
             batch, params["prior_weight"],
         )  # fmt: skip
         say(f"{subject}, a {about['class_name']}")
-        kept = train(task, config, output.with_suffix("") / subject, params["digest"], params["checkpoints"], say=say)
+        folder = output.with_suffix("") / subject
+        kept = train(task, config, folder, params["digest"], params["checkpoints"], say=say, programs=programs)
         weights |= {f"dreambooth_{subject}-{step}": str(path) for step, path in kept.items()}
     write_manifest(output, "dreambooth", params["digest"], weights=weights)

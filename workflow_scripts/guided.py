@@ -18,6 +18,7 @@ with job(snakemake.log[0], snakemake.threads) as say:
     made = read_manifest(base, base.stem, inputs["model"])["weights"][params["base"]]
     student = UNetConfig(**params["student"])
     teacher, weights = with_guidance(load_weights(made, UNetConfig(**params["net"])), student), {}
+    programs = {}  # students differ in their batches and their teacher
     for steps in (None, *params["students"]):
         settings = dict(params["halving"] if steps else params["finetune"])
         task = GuidedTask(
@@ -33,7 +34,7 @@ with job(snakemake.log[0], snakemake.threads) as say:
         config = TrainConfig(**settings, seed=params["seed"])
         say(f"a student of {steps} steps" if steps else "guidance in one evaluation")
         folder = output.with_suffix("") / (f"s{steps}" if steps else "guidance")
-        (path,) = train(task, config, folder, params["digest"], keep=[config.steps], say=say).values()
+        (path,) = train(task, config, folder, params["digest"], [config.steps], say=say, programs=programs).values()
         teacher = load_weights(path, student)
         if steps:
             weights[f"guided_s{steps}-{config.steps}"] = str(path)

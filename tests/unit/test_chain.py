@@ -186,6 +186,38 @@ def test_every_version_is_of_a_stage_that_this_file_tests():
     assert set(provenance.VERSIONS) == {stage for stage, _ in VERSIONS} | elsewhere
 
 
+# ---------------------------------------------------------------- training again
+
+
+def test_another_training_is_a_chain_of_its_own_beside_the_first():
+    once, twice = chain(), chain({"training_seeds": 2})
+    assert list(twice.study.models) == ["f4", "f8", "f4.s1", "f8.s1"]
+    stages = ("pretrain", "superres", "class_images", "dreambooth", "codi", "guided")
+    for stage in stages:
+        of = {m: getattr(twice, stage)(m) for m in twice.study.models}
+        assert of["f4"] == getattr(once, stage)("f4")  # the first is what it was
+        assert len({params["digest"] for params in of.values()}) == 4
+        assert of["f4.s1"]["seed"] == 1 and of["f4"]["seed"] == 0
+    # The same prompts and starting noises for all.
+    assert twice.generate("task=t2i/model=f4.s1")["seed"] == once.generate("task=t2i/model=f4")["seed"]
+    assert twice["costs"] == once["costs"] and twice["timing"] == once["timing"]
+    assert twice.scores()["family"]["trainings"] == {"f4": ["f4", 0], "f8": ["f8", 0], "f4.s1": ["f4", 1],
+                                                     "f8.s1": ["f8", 1]}  # fmt: skip
+
+
+def test_figures_show_the_first_training_and_read_the_table_of_all():
+    once, twice = chain(), chain({"training_seeds": 2})
+    assert twice.figure("fig01")["drawn"] == once.figure("fig01")["drawn"]
+    assert twice.figure("fig09")["experiments"] == once.figure("fig09")["experiments"]
+    assert twice.figure("fig09")["scores"] != once.figure("fig09")["scores"]
+
+
+def test_pictures_alone_are_drawn_by_the_first_training():
+    plan = Plan(Study(merged("smoke.yaml", {"training_seeds": 2})))
+    assert {cell.model for cell in plan.experiments["same_cost"]} == {"f4", "f8"}
+    assert {cell.model for cell in plan.experiments["grid"]} == {"f4", "f8", "f4.s1", "f8.s1"}
+
+
 # ---------------------------------------------------------------- published weights
 
 PUBLISHED = {

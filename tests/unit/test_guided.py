@@ -32,6 +32,7 @@ from ldmscale.diffusion.samplers import step_table
 from ldmscale.errors import UserError
 from ldmscale.models.unet import UNet, with_guidance
 from ldmscale.tasks.guided import GuidedTask, halving, stage_one
+from ldmscale.training.loop import TrainConfig, train
 
 TOLD = replace(NET, guidance_width=8)
 STAGES = [None, 16, 8, 4, 1]
@@ -182,6 +183,20 @@ def test_all_stages_are_one_program(teacher):
     texts = [lowered(made(teacher, steps)) for steps in (None, 16, 4)]
     assert texts[1:] == texts[:1] * 2
     assert texts[0] != lowered(made(teacher, cfg=(1.0, 5.0)))
+
+
+def test_a_program_that_stages_share_trains_each_as_its_own_does(teacher, tmp_path):
+    config, programs = TrainConfig(steps=2, learning_rate=1e-3, warmup=0, weight_decay=0.0, seed=3), {}
+
+    def kept(folder, steps, programs):
+        task = made(teacher, steps)
+        return train(task, config, tmp_path / folder, "digest", [2], say=lambda line: None, programs=programs)[2]
+
+    for steps in (None, 4):
+        shared = kept(f"shared-{steps}", steps, programs).read_bytes()
+        assert shared == kept(f"own-{steps}", steps, None).read_bytes()
+    (program,) = programs.values()
+    assert program._cache_size() == 1
 
 
 def test_the_student_begins_as_the_teacher(teacher):

@@ -165,13 +165,15 @@ def train(
     log_every: int = 50,
     say: Callable[[str], None] = lambda line: print(line, file=sys.stderr, flush=True),
     draw: Callable[[Any], np.ndarray] | None = None,
+    programs: dict[TrainConfig, Callable] | None = None,
 ) -> dict[int, Path]:
     """Train ``task`` up to ``max(keep)`` steps and keep its averaged weights at each step of ``keep`` (0: the first).
 
     ``folder`` holds ``state.safetensors`` (everything needed to go on), ``step-<n>.safetensors`` (EMA weights) and
     what :mod:`ldmscale.training.watch` writes, pictures too if ``draw`` makes them (uint8 [N,S,S,3]) of averaged
     weights. A run that was killed goes on from the last state with bit-identical results on the CPU; a state made under
-    another ``digest`` is not used.
+    another ``digest`` is not used. ``programs`` keeps the compiled step for further runs whose tasks differ in their
+    batches and parameters alone, not in their loss.
 
     Returns the kept files by step. Raises UserError if the loss stops being finite (the last state is kept).
     """
@@ -207,7 +209,9 @@ def train(
 
     if 0 in kept and not start:
         keep_weights(0)
-    step_fn = build_step(task, config, short=keep[-1] <= SHORT)
+    step_fn = ({} if programs is None else programs).setdefault(
+        config, build_step(task, config, short=keep[-1] <= SHORT)
+    )
     frozen = jax.tree.map(jnp.asarray, getattr(task, "frozen", None))
     save_every = max(1, min(1000, keep[-1] // 10))
     measured: list[Measured] = []
