@@ -8,7 +8,7 @@ OUT  figures/figNN.{pdf,png}, tables/table1.{csv,md,tex}, fits.json, tables/{fit
 rule figure:
     """Draw one figure of the paper from the table and the previews."""
     input:
-        scores=rules.gather.output[0],
+        scores=rules.gather.output.scores,
         cells=shown_cells,
         beside=shown_beside,
     output:
@@ -32,7 +32,7 @@ rule figure:
 rule table1:
     """Table 1: parameters, filters, GFLOPs, normalised cost, FID and CLIP score of the family."""
     input:
-        scores=rules.gather.output[0],
+        scores=rules.gather.output.scores,
     output:
         csv=f"{results}/tables/table1.csv",
         md=f"{results}/tables/table1.md",
@@ -50,7 +50,7 @@ rule table1:
 rule fits:
     """Laws of model size and training compute, and the costs from which larger models win, with intervals."""
     input:
-        scores=rules.gather.output[0],
+        scores=rules.gather.output.scores,
         validation=rules.validation.output[0],
     output:
         fits=f"{results}/fits.json",
@@ -71,7 +71,7 @@ rule fits:
 rule claims:
     """Each claim of the paper, evaluated: supported, not supported or cannot tell, with numbers and intervals."""
     input:
-        scores=rules.gather.output[0],
+        scores=rules.gather.output.scores,
     output:
         json=f"{results}/claims.json",
         md=f"{results}/claims.md",
@@ -88,7 +88,7 @@ rule claims:
 rule summary:
     """What the run shows of each of the paper's findings, with intervals."""
     input:
-        scores=rules.gather.output[0],
+        scores=rules.gather.output.scores,
         claims=rules.claims.output.json,
         fits=rules.fits.output.fits,
         baselines=rules.baselines.output[0] if config["superres"] else [],

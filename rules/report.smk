@@ -56,7 +56,7 @@ rule pages:
 rule explorer:
     """One page, without a network, that answers which model to use at a budget, with pictures."""
     input:
-        scores=rules.gather.output[0],
+        scores=rules.gather.output.scores,
         cells=[
             f"{results}/cells/{job}/generated.json"
             for job in sorted({plan.generation_job(cell) for cell in plan.scored if cell.task in ON_PROMPTS})

@@ -107,7 +107,11 @@ def _compute(pair: Record) -> str:
         return f"not by {_flops(pair['most'])}, the last that both were measured at"
     if value == -math.inf:
         return f"already at {_flops(pair['least'])}, the first that both were measured at"
-    return _interval(value, pair["low"], pair["high"], _flops)
+    if math.isnan(pair["low"]):
+        return _flops(value)
+    least, most = f"before {_flops(pair['least'])}", f"after {_flops(pair['most'])}"
+    low, high = (least if v == -math.inf else most if v == math.inf else _flops(v) for v in (pair["low"], pair["high"]))
+    return f"{_flops(value)} ({low} to {high})"
 
 
 def _exponent(r: Record) -> str:
@@ -128,9 +132,8 @@ def _left_out(r: Record) -> str:
     return f"{_interval(r['predicted'], r['predicted_low'], r['predicted_high'])}; {_cost(r['measured'])}"
 
 
-def _interval(value: float, low: float, high: float, write=None) -> str:
-    write = write or _cost
-    return write(value) if math.isnan(low) else f"{write(value)} ({write(low)} to {write(high)})"
+def _interval(value: float, low: float, high: float) -> str:
+    return _cost(value) if math.isnan(low) else f"{_cost(value)} ({_cost(low)} to {_cost(high)})"
 
 
 def _flops(value: float) -> str:
