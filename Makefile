@@ -16,6 +16,10 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 STUDY = $(shell sed -n 's/^study: *\([A-Za-z0-9_-]*\).*/\1/p' $(or $(CONFIG),config.yaml))
 
+# A study and its tests start Python some hundred times: where the environment forbids it to keep what it compiles, each
+# start would compile the library again.
+unexport PYTHONDONTWRITEBYTECODE
+
 study: .venv/ready
 	@$(BIN)/snakemake --profile profiles/local $(if $(CONFIG),--configfile $(CONFIG))
 	@echo
