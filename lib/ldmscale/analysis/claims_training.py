@@ -139,9 +139,8 @@ def downstream_follows(run: Run, metric: str, experiment: str, rows_of, task: st
         rows = rows.set_index("model", drop=False).loc[both]
         values = rows[metric].to_numpy(float)
         tables.append(np.column_stack([values, centred(values, replicates(rows, metric))]))
-    count = min(table.shape[1] for table in tables)
     label = f"Rank correlation of the models' {NAMES[metric]} before and after finetuning"
-    tau = _rank_correlation(label, *(table[:, :count] for table in tables))
+    tau = _rank_correlation(label, *tables)
     note = f"{tau}, of {len(both)} models ({task})." + no_replicates([tau])
     return Outcome(verdict_above(tau.low, tau.high), [tau], note)
 
@@ -152,8 +151,9 @@ def verdict_above(low: float, high: float) -> str:
 
 
 def _rank_correlation(label: str, a: np.ndarray, b: np.ndarray):
-    """Kendall's tau of a [N,1+R] and b [N,1+R] by column; the first column holds the values, the others replicates."""
-    tau = np.array([kendalltau(x, y).statistic for x, y in zip(a.T, b.T, strict=True)])
+    """Kendall's tau of a [N,1+R] and b [N,1+S] by column; the first column holds the values, the others replicates, of
+    which the last of the longer are left out (some metrics have none)."""
+    tau = np.array([kendalltau(x, y).statistic for x, y in zip(a.T, b.T, strict=False)])
     found = number(label, tau[0], tau[1:])
     return found._replace(low=max(found.low, -1.0), high=min(found.high, 1.0)) if len(tau) > 2 else found
 
