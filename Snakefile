@@ -38,7 +38,7 @@ figure_names = [name for name, settings in config["figures"].items() if settings
 
 wildcard_constraints:
     model="[A-Za-z0-9][A-Za-z0-9._-]*",
-    figure="fig[0-9]{2}|dreambooth|latency|fits|validation",
+    figure="fig[0-9]{2}|dreambooth|latency|families|fits|validation",
     cells=r"task=[^/]+(/(model|weights|sampler|steps|cfg)=[^/]+)*",
 
 

@@ -21,5 +21,5 @@ def merged(*overlays: str | dict) -> dict:
 
 def own(model: str, **changes: object) -> dict:
     """The smoke study's family with pretraining settings of its own for one model."""
-    models = [{"name": "f4", "filters": 4}, {"name": "f8", "filters": 8}]
+    models = merged("smoke.yaml")["models"]
     return {"models": [{**m, "pretrain": changes} if m["name"] == model else m for m in models]}

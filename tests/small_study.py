@@ -66,7 +66,7 @@ def make(folder: Path, trained=("pretrain-20", "pretrain-40")) -> Chain:
     manifest("encoders/autoencoder.json", chain["autoencoder"], weights=file)
     manifest("encoders/clip.json", chain["clip"], weights=saved("encoders/clip/step-30.safetensors", clip, 2))
     manifest("latents/latents.json", chain["latents"], scale=SCALE)
-    net = UNetConfig(**study.unet_params(MODEL))
+    net = UNetConfig(**study.net_params(MODEL))
     files = {n: saved(f"models/{MODEL}/pretrain/{n}.safetensors", net, 3 + i) for i, n in enumerate(trained)}
     manifest(f"models/{MODEL}/pretrain.json", chain.pretrain(MODEL), weights=files)
     return chain

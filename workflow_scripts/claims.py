@@ -3,6 +3,7 @@
 from ldmscale.analysis.claims import claims_json, evaluate, load_claims, numbers_json
 from ldmscale.analysis.claims_guidance import choice_biases
 from ldmscale.analysis.claims_text import claims_markdown
+from ldmscale.analysis.families import within_a_family
 from ldmscale.analysis.findings import Run
 from ldmscale.figures.load import experiments_of, study_info
 from ldmscale.jobs import job
@@ -14,7 +15,7 @@ with job(snakemake.log[0], snakemake.threads):
     scores = read_scores(snakemake.input.scores, params["scores"])
     experiments = experiments_of(params)
     judged = evaluate(scores, experiments, load_claims())
-    biases = choice_biases(Run(scores, experiments), "grid", ("fid", "cmmd"))
+    biases = choice_biases(Run(*within_a_family(scores, experiments)), "grid", ("fid", "cmmd"))
     with atomic_path(output.md) as temporary:
         temporary.write_text(claims_markdown(judged, biases, study_info(params["label"], scores)))
     bias = {metric: numbers_json(numbers) for metric, numbers in biases.items()}

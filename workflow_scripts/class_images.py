@@ -11,7 +11,7 @@ from ldmscale.errors import UserError
 from ldmscale.generation.cells import Generator
 from ldmscale.generation.draws import Draws
 from ldmscale.jobs import job
-from ldmscale.models.unet import UNetConfig
+from ldmscale.models.network import net_config
 from ldmscale.provenance import read_manifest, write_manifest
 from ldmscale.training.weights import load_weights
 
@@ -19,7 +19,7 @@ with job(snakemake.log[0], snakemake.threads) as say:
     params, inputs, output = snakemake.params[0], snakemake.params[0]["inputs"], Path(snakemake.output[0])
     base, source = Path(snakemake.input.model), Path(snakemake.input.subjects)
     subjects = read_manifest(source, "subjects", inputs["subjects"])["subjects"]
-    net = UNetConfig(**params["net"])
+    net = net_config(params["net"])
     weights = load_weights(read_manifest(base, base.stem, inputs["model"])["weights"][params["base"]], net)
     generator = Generator(net, Schedule(**params["diffusion"]), params["latent_size"], params["batch"], params["seed"])
     cell = Cell("t2i", snakemake.wildcards.model, params["base"], params["sampler"], params["steps"], params["cfg"])

@@ -5,7 +5,7 @@ from pathlib import Path
 from ldmscale.data.encoded import Latents
 from ldmscale.diffusion.schedule import Schedule
 from ldmscale.jobs import job
-from ldmscale.models.unet import UNetConfig
+from ldmscale.models.network import net_config
 from ldmscale.provenance import read_manifest, write_manifest
 from ldmscale.tasks.codi import CoDiTask
 from ldmscale.training.loop import TrainConfig, train
@@ -15,7 +15,7 @@ with job(snakemake.log[0], snakemake.threads) as say:
     params, inputs, output = snakemake.params[0], snakemake.params[0]["inputs"], Path(snakemake.output[0])
     base, source = Path(snakemake.input.model), Path(snakemake.input.latents)
     latents = Latents.load(source.parent, read_manifest(source, "latents", inputs["latents"])["scale"])
-    net = UNetConfig(**params["net"])
+    net = net_config(params["net"])
     teacher = read_manifest(base, base.stem, inputs["model"])["weights"][params["base"]]
     settings = dict(params["train"])
     task = CoDiTask(

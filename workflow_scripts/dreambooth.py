@@ -7,7 +7,7 @@ import numpy as np
 from ldmscale.data.encoded import load_array
 from ldmscale.diffusion.schedule import Schedule
 from ldmscale.jobs import job
-from ldmscale.models.unet import UNetConfig
+from ldmscale.models.network import net_config
 from ldmscale.provenance import read_manifest, write_manifest
 from ldmscale.tasks.dreambooth import Concept, DreamBoothTask
 from ldmscale.training.loop import TrainConfig, train
@@ -17,7 +17,7 @@ with job(snakemake.log[0], snakemake.threads) as say:
     params, inputs, output = snakemake.params[0], snakemake.params[0]["inputs"], Path(snakemake.output[0])
     base, source = Path(snakemake.input.model), Path(snakemake.input.subjects)
     made = read_manifest(source, "subjects", inputs["subjects"])
-    net, scale = UNetConfig(**params["net"]), made["scale"]
+    net, scale = net_config(params["net"]), made["scale"]
     pretrained = load_weights(read_manifest(base, base.stem, inputs["model"])["weights"][params["base"]], net)
     prior_files = {}
     if params["prior_weight"]:

@@ -10,14 +10,14 @@ from ldmscale.generation.draws import open_draws
 from ldmscale.generation.encode import Encoders
 from ldmscale.jobs import job
 from ldmscale.models.autoencoder import AutoencoderConfig
-from ldmscale.models.unet import UNetConfig
+from ldmscale.models.network import net_config
 from ldmscale.provenance import read_manifest, write_manifest
 from ldmscale.training.encoders import load_encoder
 from ldmscale.training.weights import load_adapted, load_weights
 
 with job(snakemake.log[0], snakemake.threads) as say:
     params, inputs = snakemake.params[0], snakemake.params[0]["inputs"]
-    ae, net = AutoencoderConfig(**params["ae"]), UNetConfig(**params["net"])
+    ae, net = AutoencoderConfig(**params["ae"]), net_config(params["net"])
     made = read_manifest(snakemake.input.model, Path(snakemake.input.model).stem, inputs["model"])
     scale = params["scale"] or read_manifest(snakemake.input.latents, "latents", inputs["latents"])["scale"]
     source = Path(snakemake.input.draws)

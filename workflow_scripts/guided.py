@@ -5,7 +5,7 @@ from pathlib import Path
 from ldmscale.data.encoded import Latents
 from ldmscale.diffusion.schedule import Schedule
 from ldmscale.jobs import job
-from ldmscale.models.unet import UNetConfig, with_guidance
+from ldmscale.models.network import net_config, with_guidance
 from ldmscale.provenance import read_manifest, write_manifest
 from ldmscale.tasks.guided import GuidedTask
 from ldmscale.training.loop import TrainConfig, train
@@ -16,8 +16,8 @@ with job(snakemake.log[0], snakemake.threads) as say:
     base, source = Path(snakemake.input.model), Path(snakemake.input.latents)
     latents = Latents.load(source.parent, read_manifest(source, "latents", inputs["latents"])["scale"])
     made = read_manifest(base, base.stem, inputs["model"])["weights"][params["base"]]
-    student = UNetConfig(**params["student"])
-    teacher, weights = with_guidance(load_weights(made, UNetConfig(**params["net"])), student), {}
+    student = net_config(params["student"])
+    teacher, weights = with_guidance(load_weights(made, net_config(params["net"])), student), {}
     programs = {}  # students differ in their batches and their teacher
     for steps in (None, *params["students"]):
         settings = dict(params["halving"] if steps else params["finetune"])

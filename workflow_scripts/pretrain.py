@@ -6,7 +6,7 @@ from ldmscale.data.encoded import Latents
 from ldmscale.diffusion.schedule import Schedule
 from ldmscale.jobs import job
 from ldmscale.models.autoencoder import AutoencoderConfig
-from ldmscale.models.unet import UNetConfig
+from ldmscale.models.network import net_config
 from ldmscale.provenance import read_manifest, write_manifest
 from ldmscale.tasks.pretrain import PretrainTask
 from ldmscale.tasks.preview import preview
@@ -19,7 +19,7 @@ with job(snakemake.log[0], snakemake.threads) as say:
     latents = Latents.load(source.parent, read_manifest(source, "latents", params["inputs"]["latents"])["scale"])
     settings = dict(params["train"])
     task = PretrainTask(
-        UNetConfig(**params["net"]),
+        net_config(params["net"]),
         Schedule(**params["diffusion"]),
         latents,
         settings.pop("batch"),

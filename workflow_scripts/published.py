@@ -2,11 +2,11 @@
 
 from ldmscale.config.study import PUBLISHED
 from ldmscale.jobs import job
-from ldmscale.models.unet import UNetConfig
+from ldmscale.models.network import net_config
 from ldmscale.provenance import write_manifest
 from ldmscale.training.weights import check_weights
 
 with job(snakemake.log[0], snakemake.threads):
     params = snakemake.params[0]
-    weights = check_weights(params["weights"], UNetConfig(**params["net"]))
+    weights = check_weights(params["weights"], net_config(params["net"]))
     write_manifest(snakemake.output[0], "published", params["digest"], weights={PUBLISHED: str(weights)})

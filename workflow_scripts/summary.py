@@ -2,9 +2,10 @@
 
 from ldmscale.analysis.claims import from_json, numbers_from_json
 from ldmscale.analysis.claims_text import choice_section, disagreements
+from ldmscale.analysis.families import families_section
 from ldmscale.analysis.fits_text import fits_section
 from ldmscale.analysis.summary import summary_markdown
-from ldmscale.figures.load import study_info
+from ldmscale.figures.load import experiments_of, study_info
 from ldmscale.jobs import job
 from ldmscale.metrics.scores_file import read_scores
 from ldmscale.provenance import atomic_path, read_manifest
@@ -20,7 +21,8 @@ with job(snakemake.log[0], snakemake.threads):
         baselines = read_manifest(snakemake.input.baselines, "baselines", params["baselines"])["rows"]
     study = study_info(params["label"], scores)
     fits = read_manifest(snakemake.input.fits, "fits", params["fits"])
-    more = [disagreements(judged), choice_section(biases, study), fits_section(fits)]
+    both = families_section(scores, experiments_of(params))
+    more = [both, disagreements(judged), choice_section(biases, study), fits_section(fits)]
     text = summary_markdown([each.finding for each in judged], study, scores, baselines, more)
     with atomic_path(snakemake.output[0]) as temporary:
         temporary.write_text(text)

@@ -5,7 +5,7 @@ from pathlib import Path
 from ldmscale.data.encoded import load_array
 from ldmscale.diffusion.schedule import Schedule
 from ldmscale.jobs import job
-from ldmscale.models.unet import UNetConfig
+from ldmscale.models.network import net_config
 from ldmscale.provenance import read_manifest, write_manifest
 from ldmscale.tasks.superres import SuperresTask
 from ldmscale.training.loop import TrainConfig, train
@@ -19,9 +19,9 @@ with job(snakemake.log[0], snakemake.threads) as say:
     arrays = {name: load_array(source.with_name(f"train-{name}.npy")) for name in ("mean", "std", "condition")}
     settings = dict(params["train"])
     task = SuperresTask(
-        config=UNetConfig(**params["widened"]),
+        config=net_config(params["widened"]),
         schedule=Schedule(**params["diffusion"]),
-        params=load_weights(made[params["base"]], UNetConfig(**params["net"])),
+        params=load_weights(made[params["base"]], net_config(params["net"])),
         **arrays,
         null=load_array(source.with_name("null.npy")),
         scale=scale,

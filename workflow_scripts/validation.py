@@ -12,7 +12,7 @@ from ldmscale.generation.encode import Encoders
 from ldmscale.jobs import job
 from ldmscale.metrics.validation import Validator, level_timesteps
 from ldmscale.models.autoencoder import AutoencoderConfig
-from ldmscale.models.unet import UNetConfig
+from ldmscale.models.network import net_config
 from ldmscale.provenance import is_current, read_manifest, write_manifest
 from ldmscale.training.encoders import load_encoder
 from ldmscale.training.weights import load_weights
@@ -37,7 +37,7 @@ with job(snakemake.log[0], snakemake.threads) as say:
         if is_current(folder / "validation.json", "validation", spec["digest"]):
             continue
         weights = read_manifest(manifest, Path(manifest).stem, spec["model"])["weights"]
-        net = UNetConfig(**spec["net"])
+        net = net_config(spec["net"])
         generator = Generator(net, schedule, params["latent_size"], params["batch"], params["seed"])
         losses = [validator.losses(generator, load_weights(weights[name], net)) for name in spec["weights"]]
         save_array(folder / "validation.npy", np.stack(losses))

@@ -94,7 +94,7 @@ def make_study(
             rows.append(
                 {
                     "cell": cell.path, **dataclasses.asdict(cell),
-                    "filters": model.filters, "params": model.params, "gflops": model.gflops,
+                    "family": model.family, "filters": model.filters, "params": model.params, "gflops": model.gflops,
                     "norm_cost": model.norm_cost, "train_step": cell.train_step, "evaluations": cell.steps,
                     "split": split, "n": n, "n_reference": n,
                     "fid": value, "fid_features": STUDY.fid_features,

@@ -14,8 +14,9 @@ import pytest
 
 from ldmscale.errors import UserError
 from ldmscale.models.adapter import Adapter, adapter_parameters
-from ldmscale.models.flops import codi_cost, unet_cost
-from ldmscale.models.unet import Residuals, UNet, UNetConfig, unet_inputs, with_guidance
+from ldmscale.models.flops import codi_cost, network_cost
+from ldmscale.models.network import inputs, with_guidance
+from ldmscale.models.unet import Residuals, UNet, UNetConfig
 from ldmscale.models.unet_layers import guidance_features
 
 PLAIN = UNetConfig(8, (1, 2), 1, (False, True), heads=2, norm_groups=4, context_width=6)
@@ -34,7 +35,7 @@ Z, T, CONTEXT = normal(3, 5, 6, 4), jnp.array([3, 500, 999]), normal(3, 4, 6, se
 
 
 def shapes(module, config):
-    return jax.eval_shape(module.init, jax.random.key(0), *unet_inputs(config, 4, 2))["params"]
+    return jax.eval_shape(module.init, jax.random.key(0), *inputs(config, 4, 2))["params"]
 
 
 def drawn(tree):
@@ -200,13 +201,13 @@ PAPER_ADAPTERS = {64: (16.4, 0.361), 320: (363.1, 0.335)}
 
 @pytest.mark.parametrize("filters", PAPER_ADAPTERS)
 def test_adapters_of_the_papers_family(filters):
-    plain, both = unet_cost(UNetConfig(filters), 64, 77), codi_cost(UNetConfig(filters), 64, 77)
+    plain, both = network_cost(UNetConfig(filters), 64, 77), codi_cost(UNetConfig(filters), 64, 77)
     millions, share = PAPER_ADAPTERS[filters]
     assert round((both.params - plain.params) / 1e6, 1) == millions
     assert both.flops / plain.flops == pytest.approx(1 + share, abs=6e-4)
 
 
 def test_a_guidance_weight_costs_its_projection():
-    plain, student = unet_cost(PLAIN, 8, 5), unet_cost(TOLD, 8, 5)
+    plain, student = network_cost(PLAIN, 8, 5), network_cost(TOLD, 8, 5)
     assert student.params - plain.params == 16 * 8
     assert student.flops - plain.flops == 2 * 16 * 8

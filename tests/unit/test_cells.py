@@ -14,6 +14,7 @@ from ldmscale.cells.plan import Plan, expand
 from ldmscale.config.study import Study
 from ldmscale.errors import UserError
 
+MODELS = ("f4", "f8", "d8x2")
 names = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,12}", fullmatch=True)
 steps_trained = st.integers(0, 10**7)
 weights = st.one_of(
@@ -109,15 +110,15 @@ def test_what_is_not_a_cell_is_refused(path, named):
 
 def test_an_experiment_is_the_product_of_its_axes_in_order():
     study = Study(merged("smoke.yaml", {"experiments": {"grid": {"steps": [2, 4, 8], "cfg": [1, 4.0]}}}))
-    expected = [Cell("t2i", m, "pretrain-40", "ddim", s, g) for m, s, g in product(["f4", "f8"], [2, 4, 8], [1.0, 4.0])]
+    expected = [Cell("t2i", m, "pretrain-40", "ddim", s, g) for m, s, g in product(MODELS, [2, 4, 8], [1.0, 4.0])]
     assert expand(study, "grid") == expected
     assert all(type(cell.cfg) is float for cell in expand(study, "grid"))
 
 
 def test_training_has_every_checkpoint_and_the_headline_the_last():
     study = Study(merged("smoke.yaml"))
-    assert [c.weights for c in expand(study, "training")] == ["pretrain-20", "pretrain-40"] * 2
-    assert [c.weights for c in expand(study, "headline")] == ["pretrain-40"] * 2
+    assert [c.weights for c in expand(study, "training")] == ["pretrain-20", "pretrain-40"] * 3
+    assert [c.weights for c in expand(study, "headline")] == ["pretrain-40"] * 3
 
 
 def test_an_experiment_may_name_its_models():
@@ -150,15 +151,15 @@ def test_a_cost_beyond_the_schedule_stops_at_its_last_step():
 def test_super_resolution_samples_what_it_was_finetuned_to():
     study = Study(merged("smoke.yaml"))
     training, last = expand(study, "superres_training"), expand(study, "superres")
-    assert training == [Cell("superres", m, f"superres-{s}", "ddim", 4, 1.0) for m in ("f4", "f8") for s in (0, 3, 6)]
-    assert last == [Cell("superres", m, "superres-6", "ddim", s, 1.0) for m in ("f4", "f8") for s in (2, 4)]
+    assert training == [Cell("superres", m, f"superres-{s}", "ddim", 4, 1.0) for m in MODELS for s in (0, 3, 6)]
+    assert last == [Cell("superres", m, "superres-6", "ddim", s, 1.0) for m in MODELS for s in (2, 4)]
 
 
 def test_dreambooth_has_one_run_a_subject():
     subjects = {"dreambooth": {"subjects": ["hat_circle", "heart_star"]}}
     whole = expand(Study(merged("smoke.yaml", subjects)), "dreambooth")
     names = [f"dreambooth_{subject}-{step}" for subject in ("hat_circle", "heart_star") for step in (0, 4)]
-    assert whole == [Cell("dreambooth", m, name, "ddim", 4, 4.0) for m in ("f4", "f8") for name in names]
+    assert whole == [Cell("dreambooth", m, name, "ddim", 4, 4.0) for m in MODELS for name in names]
     final = {**subjects, "experiments": {"dreambooth": {"weights": "final", "models": ["f8"]}}}
     found = expand(Study(merged("smoke.yaml", final)), "dreambooth")
     assert [cell.weights for cell in found] == ["dreambooth_hat_circle-4", "dreambooth_heart_star-4"]
@@ -204,7 +205,7 @@ def test_a_scoring_job_needs_the_generation_jobs_of_its_cells_and_no_other():
     planned = plan()
     jobs = planned.generation_jobs("task=t2i/model=f4")
     assert jobs and all("model=f4/" in job for job in jobs)
-    others = [f"task={task}/model={model}" for task in TASKS for model in ("f4", "f8")]
+    others = [f"task={task}/model={model}" for task in TASKS for model in MODELS]
     assert set(planned.scoring_jobs()) == set(others)
     assert {job for other in others for job in planned.generation_jobs(other)} == set(planned.generation_jobs())
     assert planned.generation_jobs(GOOD) == [GOOD]
@@ -214,8 +215,8 @@ def test_scoring_begins_once_a_task_where_generation_begins_once_a_model():
     planned = plan({"sampling": {"cells_per_job": "model"}})
     assert set(planned.scoring_jobs()) == {f"task={task}" for task in TASKS}
     restored = planned.under("task=superres")
-    assert {(cell.task, cell.model) for cell in restored} == {("superres", "f4"), ("superres", "f8")}
-    assert planned.generation_jobs("task=superres") == [f"task=superres/model={model}" for model in ("f4", "f8")]
+    assert {(cell.task, cell.model) for cell in restored} == {("superres", model) for model in MODELS}
+    assert planned.generation_jobs("task=superres") == [f"task=superres/model={model}" for model in MODELS]
 
 
 def test_a_cell_of_a_picture_grid_alone_is_not_scored_and_any_other_is():
@@ -236,7 +237,7 @@ def test_a_cell_outside_the_plan_stands_for_itself():
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        ({"model": "f99"}, "model 'f99' is not in this study (f4, f8)"),
+        ({"model": "f99"}, "model 'f99' is not in this study (f4, f8, d8x2)"),
         ({"weights": "pretrain-30"}, "weights 'pretrain-30' is not in this study (pretrain-20, pretrain-40)"),
         ({"sampler": "euler"}, "sampler 'euler' is not in this study (ddim, ddpm, dpmpp2m, codi)"),
         (

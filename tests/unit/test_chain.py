@@ -39,7 +39,7 @@ def changed(before, after):
 
 
 def both(*stages):
-    return {f"{stage}:{model}" for stage in stages for model in ("f4", "f8")}
+    return {f"{stage}:{model}" for stage in stages for model in ("f4", "f8", "d8x2")}
 
 
 def scored(*tasks):
@@ -72,6 +72,8 @@ EVERYTHING = {"data", "tokenizer", "autoencoder"} | CLIP
 LPIPS = {"backbone": "alexnet.pth", "linear": "alex.pth"}
 
 
+# The unit of cost is a U-Net's: at a cost a transformer takes other steps.
+UNETS = {"costs", "timing", "t2i cells:d8x2"} | of_model("f4") | of_model("f8")
 COCO = {"source": "coco", "annotations": "a.json", "images": "i", "fit": "crop", "split_by": None, "on_error": "skip"}
 
 DOWNSTREAM = [
@@ -86,8 +88,10 @@ DOWNSTREAM = [
     ({"autoencoder": {"weights": "weights.safetensors"}}, {"autoencoder"} | ENCODED),
     ({"clip": {"image_depth": 2}}, CLIP),
     ({"clip": {"train": {"learning_rate": 1.0e-3}}}, CLIP),
-    ({"unet": {"blocks_per_level": 2}}, {"costs", "timing"} | TRAINED),
-    ({"unet": {"attention_levels": [True, True]}}, {"costs", "timing"} | TRAINED),
+    ({"unet": {"blocks_per_level": 2}}, UNETS),
+    ({"unet": {"attention_levels": [True, True]}}, UNETS),
+    ({"unet": {"dtype": "bfloat16"}}, {"costs", "timing"} | TRAINED),
+    ({"dit": {"mlp_ratio": 3}}, {"costs", "timing"} | of_model("d8x2")),
     ({"diffusion": {"beta_end": 0.02}}, {"timing"} | TRAINED),
     ({"superres": {"degradation": "real-esrgan"}}, PAIRS),
     ({"superres": {"items": 65}}, PAIRS),
@@ -175,6 +179,10 @@ VERSIONS = [
 ]
 
 
+# Of what only people read, or tested with published weights below, or in files of their own.
+READ_ALONE = {"figure", "text_encoder", "published", "validation", "fits", "claims"}
+
+
 @pytest.mark.parametrize(("stage", "expected"), VERSIONS, ids=[stage for stage, _ in VERSIONS])
 def test_a_stages_version_reaches_what_follows_from_it_and_nothing_else(before, monkeypatch, stage, expected):
     monkeypatch.setitem(provenance.VERSIONS, stage, 99)
@@ -182,8 +190,7 @@ def test_a_stages_version_reaches_what_follows_from_it_and_nothing_else(before, 
 
 
 def test_every_version_is_of_a_stage_that_this_file_tests():
-    elsewhere = {"figure", "text_encoder", "published", "validation", "fits", "claims"}
-    assert set(provenance.VERSIONS) == {stage for stage, _ in VERSIONS} | elsewhere
+    assert set(provenance.VERSIONS) == {stage for stage, _ in VERSIONS} | READ_ALONE
 
 
 # ---------------------------------------------------------------- training again
@@ -233,7 +240,7 @@ PUBLISHED = {
 def test_a_published_member_is_no_trained_one():
     of = chain(PUBLISHED)
     assert [of.study.checkpoints(m) for m in ("f4", "f8")] == [["pretrain-20", "pretrain-40"], ["published"]]
-    assert of.study.unet_params("f8")["heads"] == [2, 4] and of.study.unet_params("f4")["heads"] == 2
+    assert of.study.net_params("f8")["heads"] == [2, 4] and of.study.net_params("f4")["heads"] == 2
     pictures = [c for c in of.plan.cells if c.model == "f8" and c.task == "t2i"]
     assert {c.weights for c in pictures} == {"published"}
     assert all(c.train_step == 0 for c in pictures)
@@ -254,7 +261,7 @@ def test_a_published_member_is_finetuned_as_a_trained_one_is():
         assert params["base"] == "published" and params["net"]["heads"] == [2, 4]
         assert params["inputs"]["model"] == of.published("f8")["digest"]
         assert params["digest"] != getattr(other, stage)("f8")["digest"]
-    assert of.superres("f8")["widened"] == {**of.study.unet_params("f8"), "in_channels": 8}
+    assert of.superres("f8")["widened"] == {**of.study.net_params("f8"), "in_channels": 8}
 
 
 @pytest.mark.parametrize(("stage", "expected"), [("published", {"f8"}), ("text_encoder", {"f4", "f8"})])
@@ -265,8 +272,8 @@ def test_the_versions_of_the_published_stages_reach_their_cells(monkeypatch, sta
 
 
 def test_the_text_encoder_sets_the_width_of_the_context():
-    assert chain(PUBLISHED).study.unet_params("f4")["context_width"] == 1024
-    assert chain().study.unet_params("f4")["context_width"] == 16
+    assert chain(PUBLISHED).study.net_params("f4")["context_width"] == 1024
+    assert chain().study.net_params("f4")["context_width"] == 16
 
 
 def test_a_given_scale_spares_the_sampling_of_published_members_the_training_images():
@@ -362,7 +369,7 @@ def test_another_guidance_weight_leaves_the_cells_that_were_there():
     assert all(before.cell(cell) == after.cell(cell) for cell in before.plan.cells)
     assert before.scores()["digest"] != after.scores()["digest"]
     moved = [job for job in before.plan.generation_jobs() if before.generate(job) != after.generate(job)]
-    assert moved == [f"task=t2i/model={m}/weights=pretrain-40/sampler=ddim" for m in ("f4", "f8")]
+    assert moved == [f"task=t2i/model={m}/weights=pretrain-40/sampler=ddim" for m in ("f4", "f8", "d8x2")]
 
 
 def test_every_cell_has_its_own_digest():

@@ -17,7 +17,7 @@ import yaml
 from helpers import REPO, merged
 from PIL import Image
 
-from ldmscale.cells.cost import family_shape, norm_costs, unet_flops, unet_params
+from ldmscale.cells.cost import flops, model_shape, norm_costs, params
 from ldmscale.cells.paper import TABLE_1
 from ldmscale.cli import family, score
 from ldmscale.cli.main import COMMANDS, main, parser
@@ -162,10 +162,11 @@ def test_the_family_of_a_study(capsys, monkeypatch, overlay):
     found = json.loads(answer(capsys, "family", "--config", f"configs/{overlay}", "--json")[1])
     assert found["latent"][0] == study.latent_size
     for row, (name, model) in zip(found["models"], study.models.items(), strict=True):
-        shape = family_shape(study, model.filters)
-        assert (row["name"], row["params"], row["gflops"]) == (name, unet_params(shape), unet_flops(shape) / 1e9)
+        shape = model_shape(study, model)
+        assert (row["name"], row["params"], row["gflops"]) == (name, params(shape), flops(shape) / 1e9)
         assert row["norm_cost"] == norm_costs(study)[name]
-        is_the_papers = shape.channel_mult == (1, 2, 4, 4) and model.filters in TABLE_1 and study.latent_size == 64
+        its_shape = model.family == "unet" and shape.channel_mult == (1, 2, 4, 4)
+        is_the_papers = its_shape and model.filters in TABLE_1 and study.latent_size == 64
         assert (row["paper"] is not None) == is_the_papers
 
 

@@ -233,7 +233,7 @@ def test_images_are_not_written_over(here, tmp_path, capsys):
 
 def test_broken_weights_draw_nothing(copy, capsys):
     """Infinite latents are black as pixels."""
-    net = UNetConfig(**read_study(small_study.FILES).unet_params("f8"))
+    net = UNetConfig(**read_study(small_study.FILES).net_params("f8"))
     weights = small_study.random_weights(net, 3)
     weights["conv_out"]["bias"][:] = 1e38
     small_study.save_tree(copy / "models" / "f8" / "pretrain" / "pretrain-40.safetensors", weights)

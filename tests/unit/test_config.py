@@ -21,6 +21,7 @@ def refused(config):
 
 COCO = {"source": "coco", "annotations": "a.json", "images": "i", "fit": "crop", "split_by": None, "on_error": "skip"}
 TWO = [{"name": "a", "filters": 8}, {"name": "b", "filters": 16}]
+DIT = {"name": "d", "family": "dit", "width": 8, "depth": 2, "heads": 2}
 NAMES = {"figures": {"fig07": {"models": ["a"]}, "fig08": {"models": ["a"]}}}
 
 # (what is wrong, what the one sentence must name)
@@ -57,6 +58,24 @@ BAD = [
     ({"models": [TWO[0], {**TWO[1], "weights": "u", "heads": [2, 3]}], **NAMES}, ["'b'", "its heads [2, 3]"]),
     ({"models": [TWO[0], {**TWO[1], "weights": "u", "heads": [2]}], **NAMES}, ["'b'", "1 heads", "2 levels"]),
     ({"models": [TWO[0], {**TWO[1], "weights": "u", "pretrain": {"batch": 4}}], **NAMES}, ["'b'", "not trained"]),
+    ({"models": [TWO[0], {"name": "d", "family": "dit", "width": 8}], **NAMES}, ["models[1]", "'depth'"]),
+    ({"models": [TWO[0], {"name": "d", "family": "vit"}], **NAMES}, ["models[1].family", "'vit'", "dit"]),
+    ({"models": [{**TWO[0], "depth": 3}], **NAMES}, ["'a'", "has depth", "U-Net", "filters"]),
+    ({"models": [DIT, TWO[0]], **NAMES}, ["U-Net stands after a transformer"]),
+    ({"models": [TWO[0], {**DIT, "weights": "w"}], **NAMES}, ["'d' has weights", "no published ones"]),
+    ({"models": [TWO[0], {**DIT, "filters": 8}], **NAMES}, ["'d' has filters", "width, depth, heads"]),
+    ({"models": [TWO[0], {**DIT, "heads": [2]}], **NAMES}, ["'d' has heads [2]", "one number"]),
+    ({"models": [TWO[0], {**DIT, "width": 18}], **NAMES}, ["'d' has width 18", "multiple of 4 (4 and its heads, 2)"]),
+    ({"models": [TWO[0], {**DIT, "heads": 3, "width": 8}], **NAMES}, ["'d' has width 8", "multiple of 12"]),
+    ({"models": [TWO[0], DIT, {**DIT, "name": "e", "depth": 1}], **NAMES}, ["8 x 2, 8 x 1", "ascend"]),
+    ({"models": [TWO[0], DIT, {**DIT, "name": "e"}], **NAMES}, ["8 x 2, 8 x 2", "each used once"]),
+    ({"dit": {"patch": 3}}, ["dit.patch is 3", "latents' side (8)"]),
+    ({"dit": {"heads": 3}}, ["'heads'", "at dit", "mlp_ratio"]),
+    ({"models": [DIT], "figures": {**NAMES["figures"], "fig02": {}}}, ["figures.fig02 draws a U-Net", "null"]),
+    ({"models": TWO, **NAMES}, ["figures.families compares", "one family"]),
+    ({"figures": {"families": {"models": ["f4", "f8"]}}}, ["figures.families compares", "one family"]),
+    ({"figures": {"families": {"experiment": "superres"}}}, ["figures.families.experiment", "t2i"]),
+    ({"figures": {"families": {"metric": "psnr"}}}, ["figures.families.metric", "'psnr'"]),
     ({"clip": {"published": "ViT-L/14"}}, ["clip.weights is null", "ViT-L/14"]),
     ({"clip": {"published": "ViT-L/15", "weights": "w"}}, ["clip.published", "ViT-L/15"]),
     ({"text_encoder": {"weights": "w", "published": "stable-diffusion-1"}}, ["tokenizer.files", "text_encoder"]),
@@ -114,7 +133,7 @@ BAD = [
     ({"guided": {"students": [512]}}, ["guided.students begins at 512", "diffusion.steps"]),
     ({"figures": {"fig13": {"experiment": "headline"}}}, ["figures.fig13.experiment", "of the task codi"]),
     ({"figures": {"fig19": {"experiment": "codi"}}}, ["figures.fig19.experiment", "of the task guided"]),
-    ({"figures": {"fig20": {"small": "f9"}}}, ["figures.fig20.small is 'f9'", "f4, f8"]),
+    ({"figures": {"fig20": {"small": "f9"}}}, ["figures.fig20.small is 'f9'", "d8x2, f4, f8"]),
     ({"figures": {"fig20": {"cost": 3}}}, ["figures.fig20 shows cost 3"]),
     ({"metrics": {"lpips": {"alex": "alex.pth"}}}, ["metrics.lpips.alex", "'alex.pth'", "object"]),
     ({"metrics": {"lpips": {"alex": {"backbone": "b"}}}}, ["metrics.lpips.alex", "'linear'"]),

@@ -9,15 +9,18 @@ from ldmscale.cells.cost import (
     UNetShape,
     adapter_macs,
     codi_ratio,
-    family_shape,
+    flops,
+    model_shape,
     norm_costs,
+    params,
     steps_at_cost,
     unet_flops,
     unet_params,
 )
 from ldmscale.cells.paper import paper_shape
 from ldmscale.config.study import Study
-from ldmscale.models.flops import codi_cost, unet_cost
+from ldmscale.models.flops import codi_cost, network_cost
+from ldmscale.models.network import net_config
 from ldmscale.models.unet import UNetConfig
 
 # filters, channel_mult, blocks, attention, latent, channels, (tokens, width), heads, groups
@@ -41,7 +44,7 @@ def test_the_arithmetic_is_the_traced_programs_count(shape):
         in_channels=channels, out_channels=channels,
     )  # fmt: skip
     arithmetic = UNetShape(filters, mult, blocks, attention, size, channels, context)
-    traced = unet_cost(config, size, context[0])
+    traced = network_cost(config, size, context[0])
     assert unet_flops(arithmetic) == traced.flops
     assert unet_params(arithmetic) == traced.params
     adapted = codi_cost(config, size, context[0])
@@ -49,13 +52,15 @@ def test_the_arithmetic_is_the_traced_programs_count(shape):
     assert codi_ratio(arithmetic) == pytest.approx(adapted.flops / traced.flops)
 
 
-@pytest.mark.parametrize("overlays", [(), ("smoke.yaml",)])
+@pytest.mark.parametrize("overlays", [(), ("smoke.yaml",), ("families.yaml",)])
 def test_the_studies_costs_are_their_networks(overlays):
     study = Study(merged(*overlays))
     for model in study.models.values():
-        config = UNetConfig(**study.unet_params(model.name))
-        traced = unet_cost(config, study.latent_size, study.config["tokenizer"]["context_length"])
-        assert unet_flops(family_shape(study, model.filters)) == traced.flops
+        traced = network_cost(
+            net_config(study.net_params(model.name)), study.latent_size, study.config["tokenizer"]["context_length"]
+        )
+        shape = model_shape(study, model)
+        assert (flops(shape), params(shape)) == (traced.flops, traced.params)
 
 
 def test_the_embedded_family_spans_an_order_of_magnitude_in_cost():

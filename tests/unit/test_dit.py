@@ -12,10 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ldmscale.cells.cost import DiTShape, codi_ratio, dit_adapter_macs, dit_macs, dit_params
+from ldmscale.cells.cost import flops as flops_of
+from ldmscale.cells.cost import params as params_of
 from ldmscale.errors import UserError
 from ldmscale.models.dit import DiT, DiTBlock, DiTConfig, PatchEmbedding, positions
-from ldmscale.models.flops import count_flops, parameter_count
-from ldmscale.models.unet import unet_inputs
+from ldmscale.models.flops import codi_cost, network_cost
+from ldmscale.models.network import inputs
 
 PLAIN = DiTConfig(16, 3, 2, context_width=6)
 TOLD = dataclasses.replace(PLAIN, guidance_width=12)
@@ -33,7 +36,7 @@ Z, T, CONTEXT = normal(3, 4, 6, 4), jnp.array([3, 500, 999]), normal(3, 5, 6, se
 
 
 def shapes(config, size=4, tokens=2):
-    return jax.eval_shape(DiT(config).init, jax.random.key(0), *unet_inputs(config, size, tokens))["params"]
+    return jax.eval_shape(DiT(config).init, jax.random.key(0), *inputs(config, size, tokens))["params"]
 
 
 def drawn(tree):
@@ -65,40 +68,24 @@ PAPER = {
 CLASSES = 1000 + 1
 
 
-def params_of(config):
-    """Parameters by arithmetic: (of the network, of its cross-attention)."""
-    w, text, patch = config.width, config.context_width, config.patch**2
-
-    def dense(cin, cout):
-        return (cin + 1) * cout
-
-    cross = config.depth * (2 * dense(w, w) + 2 * dense(text, w))
-    mlp = dense(w, config.mlp_ratio * w) + dense(config.mlp_ratio * w, w)
-    block = dense(w, 6 * w) + 4 * dense(w, w) + mlp
-    time = dense(256, w) + dense(w, w)
-    ends = dense(patch * config.in_channels, w) + dense(w, 2 * w) + dense(w, patch * config.out_channels)
-    return time + ends + config.depth * block + cross, cross
-
-
-def macs_of(config, size, length):
-    """Multiply-adds by arithmetic: (of the network, of its cross-attention)."""
-    w, text, patch = config.width, config.context_width, config.patch**2
-    n = (size // config.patch) ** 2
-    cross = config.depth * (2 * n * w * w + 2 * length * text * w + 2 * n * length * w)
-    block = 6 * w * w + 4 * n * w * w + 2 * n * n * w + 2 * config.mlp_ratio * n * w * w
-    ends = n * patch * config.in_channels * w + 2 * w * w + n * w * patch * config.out_channels
-    return 256 * w + w * w + ends + config.depth * block + cross, cross
+def shape_of(config, size, length):
+    return DiTShape(
+        config.width, config.depth, config.patch, config.mlp_ratio, size, config.in_channels,
+        (length, config.context_width),
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("name", PAPER)
 def test_the_papers_parameters_and_gflops(name):
-    width, depth, heads, millions, giga = PAPER[name]
-    config = DiTConfig(width, depth, heads, out_channels=8)
-    total, cross = params_of(config)
-    assert round((total - cross + CLASSES * width) / 1e6) == millions
-    macs, cross = macs_of(config, 32, 77)
+    w, depth, heads, millions, giga = PAPER[name]
+    shape, n = shape_of(DiTConfig(w, depth, heads), 32, 77), 16 * 16
+    dense = w * (w + 1)
+    cross = depth * (2 * dense + 2 * (1024 + 1) * w)
+    variances = (w + 1) * 4 * 4  # the paper's network predicts them beside the noise
+    assert round((dit_params(shape) - cross + variances + CLASSES * w) / 1e6) == millions
+    cross = depth * (2 * n * w * w + 2 * 77 * 1024 * w + 2 * n * 77 * w)
     # The paper's "flops" are multiply-adds, of some element-wise work as well.
-    assert (macs - cross) / 1e9 == pytest.approx(giga, rel=2e-4, abs=0.005)
+    assert (dit_macs(shape) - cross + n * w * 4 * 4) / 1e9 == pytest.approx(giga, rel=2e-4, abs=0.005)
 
 
 @pytest.mark.parametrize(
@@ -106,17 +93,21 @@ def test_the_papers_parameters_and_gflops(name):
     [
         (PLAIN, 4, 3),
         (TOLD, 6, 77),
-        (DiTConfig(24, 2, 3, patch=3, context_width=10, in_channels=8, mlp_ratio=2, dtype="bfloat16"), 9, 5),
+        (DiTConfig(24, 3, 3, 3, 10, 8, 8, mlp_ratio=2, dtype="bfloat16"), 9, 5),
         (DiTConfig(384, 12, 6), 64, 77),
     ],
     ids=["small", "told", "other", "S/2"],
 )
 def test_the_arithmetic_is_the_traced_programs_count(config, size, length):
-    args = unet_inputs(config, size, length)
+    shape = shape_of(config, size, length)
     told = config.guidance_width * 256  # a weight without a bias, and a multiply-add each
-    assert parameter_count(DiT(config), *args) == params_of(config)[0] + told
-    counted = count_flops(DiT(config).apply, {"params": shapes(config, size, length)}, *args)
-    assert counted == 2 * (macs_of(config, size, length)[0] + told)
+    traced = network_cost(config, size, length)
+    assert (traced.params, traced.flops) == (dit_params(shape) + told, 2 * (dit_macs(shape) + told))
+    assert (params_of(shape), flops_of(shape)) == (dit_params(shape), 2 * dit_macs(shape))
+    if not told:
+        adapted = codi_cost(config, size, length)
+        assert adapted.flops - traced.flops == 2 * dit_adapter_macs(shape)
+        assert codi_ratio(shape) == pytest.approx(adapted.flops / traced.flops)
 
 
 # ---------------------------------------------------------------- where it begins, what its inputs reach

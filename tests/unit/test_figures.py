@@ -78,6 +78,7 @@ DOWNSTREAM = (
     "fits",
     "validation",
     "latency",
+    "families",
 )  # in test files of their own
 T2I = [figure for figure in FIGURES if figure not in DOWNSTREAM]
 GRIDS = ("fig01", "fig07", "fig10", "fig14", "fig15", "fig16", "fig21", "fig22", "fig23", "fig24")

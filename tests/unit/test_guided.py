@@ -30,7 +30,8 @@ from synthetic_distillation import (
 
 from ldmscale.diffusion.samplers import step_table
 from ldmscale.errors import UserError
-from ldmscale.models.unet import UNet, with_guidance
+from ldmscale.models.network import with_guidance
+from ldmscale.models.unet import UNet
 from ldmscale.tasks.guided import GuidedTask, halving, stage_one
 from ldmscale.training.loop import TrainConfig, train
 

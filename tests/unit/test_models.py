@@ -17,7 +17,7 @@ from ldmscale.models import layers
 from ldmscale.models.autoencoder import Autoencoder, AutoencoderConfig
 from ldmscale.models.clip import CLIP, PRESETS, CLIPConfig, TextModel, TextTower
 from ldmscale.models.clip_weights import load_clip, load_text_model, published_name
-from ldmscale.models.flops import count_flops, parameter_count, unet_cost
+from ldmscale.models.flops import count_flops, network_cost, parameter_count
 from ldmscale.models.unet import UNet, UNetConfig, skeleton, timestep_features
 from ldmscale.models.weights import from_tree
 
@@ -64,7 +64,7 @@ def test_paper_parameter_counts(filters):
 
 @pytest.mark.parametrize("filters", PAPER_GFLOPS)
 def test_paper_gflops(filters):
-    cost = unet_cost(UNetConfig(filters), latent_size=64, context_length=77)
+    cost = network_cost(UNetConfig(filters), latent_size=64, context_length=77)
     assert cost.flops / 1e9 == pytest.approx(PAPER_GFLOPS[filters], rel=0.005)
     assert round(cost.params / 1e6, 1) == PAPER_PARAMS[filters]
 
@@ -73,7 +73,7 @@ def test_costs_do_not_depend_on_the_backend(monkeypatch):
     costs = []
     for backend in ("cpu", "tpu"):
         monkeypatch.setattr(layers, "backend", lambda backend=backend: backend)
-        costs.append(unet_cost(SMALL, latent_size=8, context_length=5))
+        costs.append(network_cost(SMALL, latent_size=8, context_length=5))
     assert costs[0] == costs[1]
 
 

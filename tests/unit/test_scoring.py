@@ -24,7 +24,7 @@ from ldmscale.metrics.neighbours import Neighbourhoods
 from ldmscale.metrics.real import Real
 from ldmscale.metrics.score import SPLITS, Scorer, score
 from ldmscale.metrics.scores_file import read_scores, write_scores
-from ldmscale.models.flops import codi_cost, unet_cost
+from ldmscale.models.flops import codi_cost, network_cost
 from ldmscale.models.unet import UNetConfig
 from ldmscale.provenance import write_manifest
 
@@ -243,7 +243,7 @@ def test_the_table_has_every_cost_of_a_cell(chain, costs):
     table = scores_table(rows_of(cells), chain.scores()["family"], costs)
     assert len(table) == 8
     assert table["filters"].is_monotonic_increasing
-    nets = {m: unet_cost(UNetConfig(**study.unet_params(m)), 8, 12) for m in ("f4", "f8")}
+    nets = {m: network_cost(UNetConfig(**study.net_params(m)), 8, 12) for m in ("f4", "f8")}
     for row in table.itertuples():
         cost, guided = nets[row.model], 1 + (row.cfg != 1)
         norm = cost.flops / nets["f8"].flops  # reference_filters: 8
@@ -277,8 +277,8 @@ def test_super_resolution_pays_for_its_wider_network_and_for_encoding_an_image(c
     table = table.set_index(["model", "train_step"])
     fixed = costs["encode"] + costs["decode"] + costs["caption"]
     for (model, step), row in table.iterrows():
-        net = UNetConfig(**chain.study.unet_params(model))
-        cost, own = (unet_cost(dataclasses.replace(net, in_channels=n), 8, 12) for n in (4, 8))
+        net = UNetConfig(**chain.study.net_params(model))
+        cost, own = (network_cost(dataclasses.replace(net, in_channels=n), 8, 12) for n in (4, 8))
         assert own.flops - cost.flops == 2 * 9 * 4 * net.filters * 8 * 8  # four more inputs of a 3 x 3 convolution
         assert row["gflops"] == cost.flops / 1e9 and row["params"] == cost.params
         assert row["cost"] == row["nfe_cost"] == pytest.approx(6 * row["norm_cost"])
@@ -306,9 +306,9 @@ def test_what_an_image_costs_beside_the_u_net(chain, costs):
 
 
 def test_distilled_models_pay_for_their_adapter_their_guidance_and_their_teachers(chain, costs):
-    net = UNetConfig(**chain.study.unet_params("f8"))
-    plain, adapted = unet_cost(net, 8, 12), codi_cost(net, 8, 12)
-    told = unet_cost(dataclasses.replace(net, guidance_width=256), 8, 12)
+    net = UNetConfig(**chain.study.net_params("f8"))
+    plain, adapted = network_cost(net, 8, 12), codi_cost(net, 8, 12)
+    told = network_cost(dataclasses.replace(net, guidance_width=256), 8, 12)
     assert plain.flops < told.flops < 1.01 * plain.flops < 1.2 * plain.flops < adapted.flops < 1.5 * plain.flops
     cells = [Cell("codi", "f8", "codi-4", "codi", 4, g) for g in (1.0, 4.0)]
     cells += [Cell("guided", "f8", "guided_s4-3", "ddim", 4, 4.0), Cell("t2i", "f8", "pretrain-20", "ddim", 4, 4.0)]
@@ -337,7 +337,7 @@ def test_dreambooth_trains_on_as_many_images_of_the_class(chain, costs):
         scores_table([row, *rows_of(CELLS[:1])], of.scores()["family"], costs).set_index("task").loc["dreambooth"]
         for of in (chain, lone)
     )
-    flops = unet_cost(UNetConfig(**chain.study.unet_params("f8")), 8, 12).flops
+    flops = network_cost(UNetConfig(**chain.study.net_params("f8")), 8, 12).flops
     assert both["train_flops"] == pytest.approx(3 * flops * (2 + 2) * 4)
     assert alone["train_flops"] == pytest.approx(3 * flops * 2 * 4)
     for found in (both, alone):

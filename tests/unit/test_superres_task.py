@@ -11,9 +11,10 @@ import pytest
 
 from ldmscale.diffusion.schedule import Schedule
 from ldmscale.errors import UserError
+from ldmscale.models.network import widen
 from ldmscale.models.unet import UNet, UNetConfig
 from ldmscale.tasks.diffuse import diffuse
-from ldmscale.tasks.superres import SuperresTask, widen
+from ldmscale.tasks.superres import SuperresTask
 from ldmscale.training.checkpoint import load_tree
 from ldmscale.training.loop import TrainConfig, train
 from ldmscale.training.weights import parameter_shapes
@@ -65,7 +66,7 @@ def test_the_widened_network_is_the_pretrained_one_whatever_the_condition(pretra
 
 def test_widening_leaves_everything_else_and_its_argument_alone(pretrained):
     before = jax.tree.map(np.copy, pretrained)
-    params = widen(pretrained, 4)
+    params = widen(pretrained, PRETRAINED, 4)
     kernel = params["conv_in"]["kernel"]
     assert kernel.shape == (3, 3, 8, 8)
     np.testing.assert_array_equal(kernel[:, :, :4], pretrained["conv_in"]["kernel"])
@@ -168,7 +169,7 @@ def test_a_batch_pairs_each_latent_with_its_condition(pretrained):
         ({name: np.zeros((6, 4, 4, 3)) for name in ("mean", "std", "condition")}, "latents have 3 channels"),
         (
             {"config": PRETRAINED},
-            "pretrained U-Net takes 4, the finetuned one 4 and predicts 4; these must be 4, 8 and 4",
+            "pretrained network takes 4, the finetuned one 4 and predicts 4; these must be 4, 8 and 4",
         ),
         ({"null": np.zeros((3, 5))}, "states have shape [3, 5]; they must be [L,6]"),
         ({"null": np.zeros(6)}, "states have shape [6]; they must be [L,6]"),
@@ -181,8 +182,8 @@ def test_what_does_not_fit_is_refused(pretrained, changes, words):
 
 
 def test_a_network_that_is_widened_already_is_refused(pretrained):
-    with pytest.raises(UserError, match="the pretrained U-Net takes 8"):
-        made(widen(pretrained, 4))
+    with pytest.raises(UserError, match="the pretrained network takes 8"):
+        made(widen(pretrained, PRETRAINED, 4))
 
 
 def test_the_loop_trains_it_and_it_learns_to_use_the_condition(pretrained, tmp_path):

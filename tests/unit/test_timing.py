@@ -51,7 +51,7 @@ def clock(monkeypatch):
             assert (draws.condition is None) == (self.net.in_channels == 4)
             assert ("adapter" in params) == self.adapted
             twice = cell.cfg != 1 and not self.net.guidance_width
-            clock.run(("latents", self.net, cell.cfg, cell.steps), 7 + cell.steps * self.net.filters * (1 + twice))
+            clock.run(("latents", self.net, cell.cfg, cell.steps), 7 + cell.steps * _size(self.net) * (1 + twice))
 
     class Encoders:
         def __init__(self, *args, **kwargs):
@@ -65,11 +65,15 @@ def clock(monkeypatch):
     return clock
 
 
+def _size(net):
+    return getattr(net, "filters", 1)  # of a transformer
+
+
 def test_every_network_that_scored_cells_sample_with_is_timed(chain):
     found = chain["timing"]["networks"]
     guided = {task: {model: runs["guided"] for model, runs in models.items()} for task, models in found.items()}
-    two = {"f4": [False, True], "f8": [False, True]}
-    one = {kind: {"f4": [kind], "f8": [kind]} for kind in (False, True)}
+    two = {model: [False, True] for model in ("f4", "f8", "d8x2")}
+    one = {kind: {model: [kind] for model in two} for kind in (False, True)}
     # DreamBooth's and the interpolation's networks are the family's.
     assert guided == {"t2i": two, "superres": one[False], "codi": one[True], "guided": one[False]}
     assert found["superres"]["f4"]["net"]["in_channels"] == 8 and found["guided"]["f4"]["net"]["guidance_width"] == 256
@@ -80,7 +84,9 @@ def test_every_network_that_scored_cells_sample_with_is_timed(chain):
 def test_steps_and_start_come_apart_and_compiling_is_not_counted(chain, clock):
     found = timing.study_timing(chain["timing"], 3, lambda line: None)
     batch, networks = chain["timing"]["batch"], found["networks"]
-    for (model, n), (kind, twice) in itertools.product((("f4", 4), ("f8", 8)), (("guided", 2), ("unguided", 1))):
+    for (model, n), (kind, twice) in itertools.product(
+        (("f4", 4), ("f8", 8), ("d8x2", 1)), (("guided", 2), ("unguided", 1))
+    ):
         run = networks["t2i"][model][kind]
         assert run["step"]["median"] == pytest.approx(twice * n / batch)
         assert run["start"]["median"] == pytest.approx(7 / batch)

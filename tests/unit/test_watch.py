@@ -405,7 +405,7 @@ def test_the_losses_of_examples_are_what_the_loss_is_the_mean_of():
     from synthetic_distillation import NET, captioned_latents, random_parameters
 
     from ldmscale.diffusion.schedule import Schedule
-    from ldmscale.models.unet import with_guidance
+    from ldmscale.models.network import with_guidance
     from ldmscale.tasks.codi import CoDiTask
     from ldmscale.tasks.guided import GuidedTask
     from ldmscale.tasks.pretrain import PretrainTask

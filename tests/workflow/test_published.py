@@ -47,6 +47,7 @@ OVERLAY = {
         **{f"fig{n:02}": None for n in (3, 4, 6, 8, 9, 10, 11, 12, 13, 14, 15, 17, 18, 19, 20, 21, 22)},
         "fig07": {"models": ["SD"]},
         "dreambooth": None,
+        "families": None,
     },
 }  # fmt: skip
 

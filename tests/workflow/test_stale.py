@@ -25,7 +25,7 @@ FEW = {
     "guided": None,
     "experiments": {**dict.fromkeys(GONE), "grid": {"steps": [4]}},
     "figures": {f"fig{n:02}": None for n in (2, 3, 4, 5, 6, 7, 8, 10, 11, 12, 13, 14, 15, 17, 18, 19, 20, 21, 22)}
-    | {"dreambooth": None},
+    | dict.fromkeys(("dreambooth", "families", "fits", "latency", "validation")),
 }
 FIG01, FIG09, TABLE = (RESULTS / name for name in ("figures/fig01.png", "figures/fig09.png", "tables/table1.md"))
 DRAWN = (FIG01, FIG09, TABLE, RESULTS / "summary.md")

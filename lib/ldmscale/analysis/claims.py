@@ -29,6 +29,7 @@ from ldmscale.analysis.claims_training import (
     size_at_setting,
     training_compute,
 )
+from ldmscale.analysis.families import within_a_family
 from ldmscale.analysis.findings import CANNOT_TELL, NAMES, Finding, Number, Run, Unclear
 from ldmscale.cells.cell import TASKS, Cell
 from ldmscale.errors import UserError
@@ -114,9 +115,11 @@ def load_claims(path: str | Path = CLAIMS) -> list[Claim]:
 def evaluate(scores: pd.DataFrame, experiments: Mapping[str, Sequence[Cell]], claims: Sequence[Claim]) -> list[Judged]:
     """What a run says of each of ``claims``.
 
-    ``experiments`` maps experiment names to their cells. A claim whose task or experiment is absent, or too small to
+    ``experiments`` maps experiment names to their cells. Claims are of one family of networks: of a study that has
+    transformers beside U-Nets, the U-Nets are judged. A claim whose task or experiment is absent, or too small to
     say anything, comes out as *cannot tell* with the reason as its note.
     """
+    scores, experiments = within_a_family(scores, experiments)
     run = Run(scores, experiments)
     found = []
     for claim in claims:

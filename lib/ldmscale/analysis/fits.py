@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from ldmscale.analysis.crossover import crossing, frontier, sampling_crossovers, summary
+from ldmscale.analysis.families import within_a_family
 from ldmscale.analysis.intervals import centred, interval
 from ldmscale.analysis.power_law import DRAWS, LAWS, TAILS, Estimate, Fit, fit
 from ldmscale.analysis.selection import METRICS, chosen_on_tuning, heldout, replicates, select
@@ -61,6 +62,8 @@ def study_fits(
 ) -> dict[str, list[dict[str, Any]]]:
     """Everything that the figures and tables of fits show, as lists of records.
 
+    Laws are of one family of networks: of a study that has transformers beside U-Nets, of the U-Nets.
+
     ``losses``: validation losses [levels, images] by model and name of weights. Checkpoints' distances are those of the
     experiment ``training`` (``headline`` without it), sampling crossovers those of ``grid`` and ``samplers``.
 
@@ -68,6 +71,7 @@ def study_fits(
     :func:`ldmscale.analysis.crossover.sampling_crossovers`; ``optimum``: see :func:`optimal_size`; ``levels``: the
     losses of last checkpoints, noise level by noise level.
     """  # fmt: skip
+    scores, experiments = within_a_family(scores, experiments)
     cells = experiments.get("training") or experiments.get("headline") or ()
     rows = select(scores, cells)
     metrics = [m for m in FITTED if m in scores and len(rows) and (rows[m] > 0).all()]

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+from ldmscale.config.study import UNET
+
 SAMPLER_NAMES = {"ddim": "DDIM", "ddpm": "DDPM", "dpmpp2m": "DPM-Solver++", "codi": "CoDi's DDIM"}
 
 
@@ -30,16 +32,18 @@ class StudyInfo:
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """A member of the family: width, U-Net parameters, GFLOPs (2 FLOPs a multiply-accumulate) of one evaluation.
+    """A member of the study: width, parameters, GFLOPs (2 FLOPs a multiply-accumulate) of one evaluation.
 
-    ``norm_cost`` is ``gflops`` relative to the study's reference model (filters = 320 in the paper).
+    ``norm_cost`` is ``gflops`` relative to the study's reference model (filters = 320 in the paper). ``family`` is
+    "unet" or "dit", a transformer, which has no ``filters``.
     """
 
     name: str
-    filters: int
+    filters: int | None
     params: int
     gflops: float
     norm_cost: float
+    family: str = UNET
 
 
 def models_of(scores: pd.DataFrame) -> list[ModelInfo]:
@@ -48,12 +52,14 @@ def models_of(scores: pd.DataFrame) -> list[ModelInfo]:
     (Super-resolution widens a network's first convolution.)
     """
     columns = ["task", "model", "filters", "params", "gflops", "norm_cost"]
-    first = scores[columns].sort_values("task", key=lambda task: task != "t2i", kind="stable")
+    first = scores.assign(family=scores.get("family", UNET))[[*columns, "family"]]
+    first = first.sort_values("task", key=lambda task: task != "t2i", kind="stable")
     unique = first.drop_duplicates("model").sort_values(["params", "model"])
     return [
-        ModelInfo(str(r.model), int(r.filters), int(r.params), float(r.gflops), float(r.norm_cost))
+        ModelInfo(str(r.model), None if pd.isna(r.filters) else int(r.filters), int(r.params), float(r.gflops),
+                  float(r.norm_cost), str(r.family))
         for r in unique.itertuples()
-    ]
+    ]  # fmt: skip
 
 
 def format_count(n: float, digits: int = 3) -> str:

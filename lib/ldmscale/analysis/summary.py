@@ -12,6 +12,7 @@ import pandas as pd
 from ldmscale.analysis.distilled import ALIKE, CODI, GUIDED
 from ldmscale.analysis.downstream import SUPERRES, Check, checks
 from ldmscale.analysis.dreambooth import DREAMBOOTH
+from ldmscale.analysis.families import NAMES
 from ldmscale.analysis.findings import CANNOT_TELL, NOT_SUPPORTED, SUPPORTED, Finding
 from ldmscale.analysis.study import SAMPLER_NAMES, StudyInfo, model_label, models_of
 
@@ -71,7 +72,14 @@ def _head(study: StudyInfo, scores: pd.DataFrame) -> str:
     scores = scores[scores["task"] == "t2i"]
     cells, checkpoints = scores["cell"].nunique(), scores.groupby("model")["train_step"].nunique().max()
     more = " of text-to-image, as the lines above" if len(scores) < len(whole) else ""
-    sizes = "; ".join(markdown_text(model_label(m)) for m in models)
+    families = {family: [m for m in models if m.family == family] for family in NAMES}
+    sizes = "\n".join(
+        f"| Models ({NAMES[family]} parameters) | {'; '.join(markdown_text(model_label(m)) for m in mine)} |"
+        for family, mine in families.items()
+        if mine
+    )
+    if all(families.values()):
+        sizes += "\n| Findings and fits are of | the U-Nets alone, as the paper's are |"
     samplers = ", ".join(SAMPLER_NAMES[s] for s in sorted(scores["sampler"].unique()))
     steps, cfgs = sorted(scores["steps"].unique()), sorted(scores["cfg"].unique())
     return f"""# Summary of the study "{markdown_text(study.name)}"
@@ -82,7 +90,7 @@ how many sampling steps and how much guidance, makes the best images?
 | | |
 |---|---|
 | Data | {markdown_text(study.data)}, {study.image_size} x {study.image_size} pixels |
-| Models (U-Net parameters) | {sizes} |
+{sizes}
 | Checkpoints a model | up to {checkpoints} |
 | Samplers | {samplers} |
 | Sampling steps | {", ".join(f"{s:.0f}" for s in steps)} |

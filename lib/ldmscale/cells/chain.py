@@ -13,7 +13,7 @@ from typing import Any
 
 from ldmscale.cells.cell import ON_PROMPTS, Cell
 from ldmscale.cells.plan import Plan
-from ldmscale.config.study import DOWNSTREAM, DREAMBOOTH_PROMPTS, FINETUNED, Study
+from ldmscale.config.study import DIT, DOWNSTREAM, DREAMBOOTH_PROMPTS, FINETUNED, UNET, Study
 from ldmscale.errors import UserError
 from ldmscale.provenance import digest, file_digest, listing_digest
 
@@ -54,7 +54,7 @@ class Chain:
         """Params of a stage that there is once: data, tokenizer, autoencoder, clip, text, latents, prompts, reference,
         costs, timing, validation, fits, pairs and baselines (super-resolution), subjects (DreamBooth).
 
-        ``text`` is what the U-Nets attend to: the stage ``text_encoder``, or ``clip`` where the config has none.
+        ``text`` is what the networks attend to: the stage ``text_encoder``, or ``clip`` where the config has none.
         """
         return self._common(stage)
 
@@ -168,7 +168,7 @@ class Chain:
 
     def _pretrain(self, model: str) -> dict[str, Any]:
         member = self.study.models[model]
-        made = self._trained("pretrain", member.pretrain, seed=member.seed, net=self.study.unet_params(model),
+        made = self._trained("pretrain", member.pretrain, seed=member.seed, net=self.study.net_params(model),
                              inputs={"latents": self["latents"]["digest"]})  # fmt: skip
         # To look at while it trains: no part of the digest.
         pictures = {"ae": self.study.autoencoder_params(), "autoencoder": self["autoencoder"]["digest"]}
@@ -177,12 +177,12 @@ class Chain:
     def published(self, model: str) -> dict[str, Any]:
         """Params of taking ``model``'s published weights."""
         path = self.study.models[model].weights
-        return self._make("published", net=self.study.unet_params(model), weights=path, file=file_digest(path))
+        return self._make("published", net=self.study.net_params(model), weights=path, file=file_digest(path))
 
     def _base(self, model: str) -> dict[str, Any]:
         """The weights that ``model`` is finetuned from: their name and that of their stage, and digests."""
         made = self.model("t2i", model)
-        return {"net": self.study.unet_params(model), "base": self.study.checkpoints(model)[-1],
+        return {"net": self.study.net_params(model), "base": self.study.checkpoints(model)[-1],
                 "seed": self.study.models[model].seed, "inputs": {"model": made["digest"]}}  # fmt: skip
 
     def _validation(self) -> dict[str, Any]:
@@ -194,7 +194,7 @@ class Chain:
         models = {}
         for model in self.study.members:
             made, names = self.model("t2i", model)["digest"], self.study.checkpoints(model)
-            models[model] = {"net": self.study.unet_params(model), "weights": names, "model": made,
+            models[model] = {"net": self.study.net_params(model), "weights": names, "model": made,
                              "digest": digest("validation", common, made, names)}  # fmt: skip
         return {**common, "models": models, "latent_size": self.study.latent_size,
                 "batch": self.config["sampling"]["batch"],
@@ -204,7 +204,7 @@ class Chain:
         base = self._base(model)
         base["inputs"]["pairs"] = self["pairs"]["digest"]
         return self._trained("superres", self.config["superres"]["finetune"], **base,
-                             widened=self.study.unet_params(model, "superres"))  # fmt: skip
+                             widened=self.study.net_params(model, "superres"))  # fmt: skip
 
     def class_images(self, model: str) -> dict[str, Any]:
         """Params of the images that ``model`` makes of each subject's class before it is finetuned."""
@@ -237,7 +237,7 @@ class Chain:
         params = {
             **base,
             **self.config["guided"],
-            "student": self.study.unet_params(model, "guided"),
+            "student": self.study.net_params(model, "guided"),
             "diffusion": self.config["diffusion"],
         }
         return {**params, "digest": digest("guided", params)}
@@ -278,7 +278,7 @@ class Chain:
         """Params of the generation job ``prefix``: its cells and what all of them share."""
         cells = [self.cell(cell) for cell in self.plan.under(prefix)]
         task, model = self.plan.under(prefix)[0].task, self.plan.under(prefix)[0].model
-        return {"cells": cells, "task": task, "net": self.study.unet_params(model, task),
+        return {"cells": cells, "task": task, "net": self.study.net_params(model, task),
                 "ae": self.study.autoencoder_params(),
                 "diffusion": self.config["diffusion"], "seed": self.study.seed, "latent_size": self.study.latent_size,
                 "batch": self.config["sampling"]["batch"], "scale": self.config["autoencoder"]["scale"],
@@ -305,9 +305,9 @@ class Chain:
                 "digest": digest("score", [c["score_digest"] for c in cells])}  # fmt: skip
 
     def _costs(self) -> dict[str, Any]:
-        finetuned = {task: {m: self.study.unet_params(m, task) for m in self.study.members}
+        finetuned = {task: {m: self.study.net_params(m, task) for m in self.study.members}
                      for task in FINETUNED if self.config[task]}  # fmt: skip
-        return self._make("costs", models={m: self.study.unet_params(m) for m in self.study.members},
+        return self._make("costs", models={m: self.study.net_params(m) for m in self.study.members},
                           finetuned=finetuned, reference=self.study.network(self.config["reference_filters"]),
                           latent_size=self.study.latent_size, ae=self.study.autoencoder_params(),
                           text=self.study.text_params())  # fmt: skip
@@ -320,7 +320,7 @@ class Chain:
         first = [cell for cell in self.plan.scored if cell.model in self.study.members]
         for cell in sorted(first, key=lambda cell: cell.path):
             models = networks.setdefault("codi" if cell.task == "codi" else "t2i", {})
-            runs = models.setdefault(cell.model, {"net": self.study.unet_params(cell.model), "guided": []})
+            runs = models.setdefault(cell.model, {"net": self.study.net_params(cell.model), "guided": []})
             if (guided := cell.evaluates_twice) not in runs["guided"]:
                 runs["guided"] = sorted([*runs["guided"], guided])
         return self._make("timing", networks=networks, latent_size=self.study.latent_size,
@@ -335,10 +335,12 @@ class Chain:
         finetuned = {task: self.config[task]["finetune"]["batch"] for task in FINETUNED if self.config[task]}
         if "dreambooth" in finetuned and self.config["dreambooth"]["prior"]:
             finetuned["dreambooth"] *= 2  # as many images of the class
-        family = {"filters": {name: m.filters for name, m in self.study.members.items()},
-                  "batch": {name: m.pretrain["batch"] for name, m in self.study.members.items()},
+        members, dits = self.study.members, self._of_family(DIT)
+        family = {"filters": {name: m.filters for name, m in members.items()},
+                  "batch": {name: m.pretrain["batch"] for name, m in members.items()},
                   "trainings": {name: [m.member, m.seed - self.study.seed] for name, m in self.study.models.items()},
-                  "finetune": finetuned}  # fmt: skip
+                  "finetune": finetuned,
+                  **({"dit": {name: members[name].net for name in dits}} if dits else {})}  # fmt: skip
         inputs = {stage: self[stage]["digest"] for stage in ("costs", "timing")}
         # Of the cells, however jobs are cut.
         return {"jobs": jobs, "family": family, "inputs": inputs, "digest": digest("scores", cells, family, inputs)}
@@ -356,6 +358,10 @@ class Chain:
             "cells": digest("figure", cells),
             "scores": self.scores()["digest"],
         }
+
+    def _of_family(self, family: str) -> list[str]:
+        """The members of a family, ascending."""
+        return [name for name, member in self.study.members.items() if member.family == family]
 
     def _first(self, experiment: str) -> list[Cell]:
         """The cells of an experiment by the first training of each model: the table has their means, figures them."""
@@ -390,14 +396,16 @@ class Chain:
         """Params of a figure: its settings, the cells that it shows with their digests, and the network for Fig. 2."""
         settings = self.config["figures"][figure]
         shown = [settings[key] for key in SHOWN if key in settings]
-        largest = list(self.study.members)[-1]
-        network = {"name": largest, "unet": self.study.unet_params(largest), "latent_size": self.study.latent_size,
-                   "context_length": self.study.text_params()["context_length"]}  # fmt: skip
+        network = None
+        if figure == "fig02":
+            largest = self._of_family(UNET)[-1]
+            network = {"name": largest, "unet": self.study.net_params(largest), "latent_size": self.study.latent_size,
+                       "context_length": self.study.text_params()["context_length"]}  # fmt: skip
         drawn = {cell.path: self.cell(cell)["digest"] for name in shown for cell in self._first(name)}
         tasks = {cell.task for name in shown for cell in self.plan.experiments[name]}
         beside = {stage: self[stage]["digest"] for task in sorted(tasks) for stage in BESIDE.get(task, ())}
         beside |= {stage: self[stage]["digest"] for stage in SHOWN_ALONE.get(figure, ())}
         return {**self.report(*shown), "drawn": drawn, "beside": beside, "settings": settings,
                 "dpi": self.config["dpi"],
-                "gallery": self.config["gallery"], "network": network if figure == "fig02" else None,
+                "gallery": self.config["gallery"], "network": network,
                 "interpolation": self.config["interpolation"] if "pair" in settings else None}  # fmt: skip

@@ -1,15 +1,17 @@
 """What a cell costs, by arithmetic alone: plans are made before JAX is imported.
 
-Counts are of the Stable Diffusion U-Net (:mod:`ldmscale.models.unet`), 2 FLOPs a multiply-accumulate, attention
-products included; ``tests/unit`` (test_cost.py, test_cli.py) holds them to the traced program's counts exactly.
+Counts are of the Stable Diffusion U-Net (:mod:`ldmscale.models.unet`) and of the transformer
+(:mod:`ldmscale.models.dit`), 2 FLOPs a multiply-accumulate, attention products included; ``tests/unit`` (test_cost.py,
+test_cli.py) holds them to the traced program's counts exactly.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
-from ldmscale.config.study import Study
+from ldmscale.config.study import DIT, Model, Study
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,22 @@ class UNetShape:
     context: tuple[int, int]
 
 
+@dataclass(frozen=True)
+class DiTShape:
+    """The numbers of a transformer that its cost depends on (heads are none); ``context`` as of a U-Net."""
+
+    width: int
+    depth: int
+    patch: int
+    mlp_ratio: int
+    latent_size: int
+    latent_channels: int
+    context: tuple[int, int]
+
+
+Shape = UNetShape | DiTShape
 Layer = tuple[str, int, int, int]
+DIT_TIME = 256  # sinusoidal features of a transformer's timestep
 
 
 def _levels(shape: UNetShape) -> tuple[list[int], list[int]]:
@@ -88,8 +105,10 @@ def adapter_macs(shape: UNetShape) -> int:
     return _macs(shape, layers) + sum((channels * size) ** 2 for channels, size in [*skips, (widths[-1], sizes[-1])])
 
 
-def codi_ratio(shape: UNetShape) -> float:
-    """Cost of one evaluation of the U-Net with its adapter, relative to the U-Net alone."""
+def codi_ratio(shape: Shape) -> float:
+    """Cost of one evaluation of the network with its adapter, relative to the network alone."""
+    if isinstance(shape, DiTShape):
+        return 1 + dit_adapter_macs(shape) / dit_macs(shape)
     return 1 + adapter_macs(shape) / unet_macs(shape)
 
 
@@ -149,24 +168,89 @@ def unet_flops(shape: UNetShape) -> int:
     return 2 * unet_macs(shape)
 
 
+def dit_macs(shape: DiTShape) -> int:
+    """Multiply-accumulates of one evaluation of a transformer on one latent."""
+    out = shape.width * shape.patch**2 * shape.latent_channels * _dit_tokens(shape)
+    return _dit_macs(shape, shape.depth) + 2 * shape.width**2 + out
+
+
+def dit_adapter_macs(shape: DiTShape) -> int:
+    """Multiply-accumulates of one evaluation of the transformer's adapter: its first half again (at least a block), and
+    a linear layer for each of its blocks' outputs."""
+    blocks = max(1, shape.depth // 2)
+    return _dit_macs(shape, blocks) + blocks * _dit_tokens(shape) * shape.width**2
+
+
+def _dit_tokens(shape: DiTShape) -> int:
+    return (shape.latent_size // shape.patch) ** 2
+
+
+def _dit_macs(shape: DiTShape, blocks: int) -> int:
+    """Multiply-accumulates of the embeddings and the first ``blocks`` blocks."""
+    w, n, (tokens, text) = shape.width, _dit_tokens(shape), shape.context
+    self_attention = 4 * n * w * w + 2 * n * n * w
+    cross_attention = 2 * n * w * w + 2 * tokens * text * w + 2 * n * tokens * w
+    block = 6 * w * w + self_attention + cross_attention + 2 * shape.mlp_ratio * n * w * w
+    return DIT_TIME * w + w * w + n * shape.patch**2 * shape.latent_channels * w + blocks * block
+
+
+def dit_params(shape: DiTShape) -> int:
+    """Parameters of the transformer; they depend on neither the latent's size nor the tokens."""
+    w, (_, text), patch = shape.width, shape.context, shape.patch**2 * shape.latent_channels
+
+    def dense(cin: int, cout: int) -> int:
+        return (cin + 1) * cout
+
+    attention = 4 * dense(w, w) + 2 * dense(w, w) + 2 * dense(text, w)
+    block = dense(w, 6 * w) + attention + dense(w, shape.mlp_ratio * w) + dense(shape.mlp_ratio * w, w)
+    ends = dense(patch, w) + dense(w, 2 * w) + dense(w, patch)
+    return dense(DIT_TIME, w) + dense(w, w) + ends + shape.depth * block
+
+
+def flops(shape: Shape) -> int:
+    """FLOPs of one evaluation of the network of either family, 2 a multiply-accumulate."""
+    return 2 * dit_macs(shape) if isinstance(shape, DiTShape) else unet_flops(shape)
+
+
+def params(shape: Shape) -> int:
+    """Parameters of the network of either family."""
+    return dit_params(shape) if isinstance(shape, DiTShape) else unet_params(shape)
+
+
 def family_shape(study: Study, filters: int) -> UNetShape:
     """The cost-bearing numbers of the study's U-Net at ``filters``."""
-    unet, text = study.config["unet"], study.text_params()
+    unet = study.config["unet"]
     return UNetShape(
         filters=filters,
         channel_mult=tuple(unet["channel_mult"]),
         blocks_per_level=unet["blocks_per_level"],
         attention_levels=tuple(unet["attention_levels"]),
-        latent_size=study.latent_size,
-        latent_channels=study.config["autoencoder"]["latent_channels"],
-        context=(text["context_length"], text["width"]),
+        **_ends(study),
     )
 
 
+def model_shape(study: Study, model: Model) -> Shape:
+    """The cost-bearing numbers of ``model``'s network."""
+    if model.family != DIT:
+        return family_shape(study, model.filters)
+    return DiTShape(width=model.net["width"], depth=model.net["depth"], **study.config["dit"], **_ends(study))
+
+
+def _ends(study: Study) -> dict[str, Any]:
+    """What costs depend on whatever the network."""
+    text = study.text_params()
+    return {
+        "latent_size": study.latent_size,
+        "latent_channels": study.config["autoencoder"]["latent_channels"],
+        "context": (text["context_length"], text["width"]),
+    }
+
+
 def norm_costs(study: Study) -> dict[str, float]:
-    """Cost of one U-Net evaluation of each model, relative to ``reference_filters`` (Table 1's normalised cost)."""
+    """Cost of one evaluation of each model, relative to the U-Net of ``reference_filters`` (Table 1's normalised
+    cost): one unit for both families."""
     reference = unet_flops(family_shape(study, study.config["reference_filters"]))
-    return {name: unet_flops(family_shape(study, m.filters)) / reference for name, m in study.models.items()}
+    return {name: flops(model_shape(study, model)) / reference for name, model in study.models.items()}
 
 
 def steps_at_cost(cost: float, norm_cost: float) -> int:

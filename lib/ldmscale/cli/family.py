@@ -8,12 +8,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ldmscale.cells import paper
-from ldmscale.cells.cost import UNetShape, family_shape, unet_flops, unet_params
+from ldmscale.cells.cost import Shape, UNetShape, family_shape, flops, model_shape, params, unet_flops
 from ldmscale.cli.options import aligned, command, context, whole, whole_list
 from ldmscale.errors import UserError
 
 ABOUT = """\
-Parameters and cost of every U-Net of a family, by arithmetic: no network is made, so 5B takes no longer than 39M.
+Parameters and cost of every network of a family, by arithmetic: no network is made, so 5B takes no longer than 39M.
 
 Without options it is the paper's family of eleven (arXiv 2404.01367, Table 1), with what the paper prints beside it.
 GFLOPs count one evaluation of the U-Net on one latent, 2 a multiply-accumulate, attention products included. A step
@@ -30,26 +30,32 @@ class Member:
     """A row of the table; ``printed`` is what the paper's Table 1 says of this network at this latent size."""
 
     name: str
-    shape: UNetShape
+    shape: Shape
     norm_cost: float
 
     @property
     def params(self) -> int:
-        return unet_params(self.shape)
+        return params(self.shape)
 
     @property
     def gflops(self) -> float:
-        return unet_flops(self.shape) / 1e9
+        return flops(self.shape) / 1e9
 
     @property
     def printed(self) -> paper.Printed | None:
-        at_the_papers_size = self.shape.latent_size == paper.LATENT_SIZE
-        return paper.printed(self.shape.filters, self.params) if at_the_papers_size else None
+        known = isinstance(self.shape, UNetShape) and self.shape.latent_size == paper.LATENT_SIZE
+        return paper.printed(self.shape.filters, self.params) if known else None
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """What the config tells it apart by."""
+        keys = ("filters",) if isinstance(self.shape, UNetShape) else ("width", "depth")
+        return {key: getattr(self.shape, key) for key in keys}
 
 
 def add(commands: Any) -> argparse.ArgumentParser:
     """Declare the command."""
-    parser = command(commands, "family", "parameters and cost of every U-Net of a family", ABOUT, EXAMPLE)
+    parser = command(commands, "family", "parameters and cost of every network of a family", ABOUT, EXAMPLE)
     which = parser.add_mutually_exclusive_group()
     which.add_argument(
         "--config",
@@ -86,7 +92,7 @@ def run(args: argparse.Namespace) -> None:
     members = []
     for name, shape in shapes.items():
         shape = replace(shape, **given)
-        members.append(Member(name, shape, unet_flops(shape) / unit))
+        members.append(Member(name, shape, flops(shape) / unit))
     print(_json(members, reference) if args.json else _text(members, reference))
 
 
@@ -100,18 +106,18 @@ def _of_paper(filters: list[int]) -> tuple[dict[str, UNetShape], UNetShape]:
     return {names[width]: paper.paper_shape(width) for width in filters}, paper.paper_shape(paper.REFERENCE_FILTERS)
 
 
-def _of_study(overlays: list[str]) -> tuple[dict[str, UNetShape], UNetShape]:
+def _of_study(overlays: list[str]) -> tuple[dict[str, Shape], UNetShape]:
     from ldmscale.config.read import read_study
 
     study = read_study(overlays)
-    shapes = {name: family_shape(study, model.filters) for name, model in study.models.items()}
+    shapes = {name: model_shape(study, model) for name, model in study.models.items()}
     return shapes, family_shape(study, study.config["reference_filters"])
 
 
 def _json(members: list[Member], reference: UNetShape) -> str:
     rows = [
         {
-            "name": m.name, "filters": m.shape.filters, "params": m.params, "gflops": m.gflops,
+            "name": m.name, **m.sizes, "params": m.params, "gflops": m.gflops,
             "norm_cost": m.norm_cost, "paper": m.printed and vars(m.printed),
         }
         for m in members
@@ -127,8 +133,12 @@ def _json(members: list[Member], reference: UNetShape) -> str:
 def _text(members: list[Member], reference: UNetShape) -> str:
     printed = [m.printed for m in members]
     slip = any(row and row.name == "39M" for row in printed)
-    header = ["model", "filters", "parameters", "GFLOPs", "norm. cost"]
-    rows = [[m.name, str(m.shape.filters), _count(m.params), _number(m.gflops), f"{m.norm_cost:.3f}"] for m in members]
+    both = any("width" in m.sizes for m in members)
+    header = ["model", "filters, or width x depth" if both else "filters", "parameters", "GFLOPs", "norm. cost"]
+    rows = [
+        [m.name, " x ".join(map(str, m.sizes.values())), _count(m.params), _number(m.gflops), f"{m.norm_cost:.3f}"]
+        for m in members
+    ]
     if any(printed):
         header += ["paper: params", "GFLOPs", "norm. cost"]
         for row, p in zip(rows, printed, strict=True):

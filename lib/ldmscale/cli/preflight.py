@@ -132,11 +132,11 @@ def sampling(net: UNetConfig, latent_size: int, tokens: int, batch: int, mesh: M
     from ldmscale.diffusion.samplers import step_table
     from ldmscale.diffusion.sampling import build_sampler, device_table
     from ldmscale.diffusion.schedule import Schedule
-    from ldmscale.models.unet import UNet
+    from ldmscale.models.network import network
     from ldmscale.training.sharding import batch_sharding, replicated, state_shardings
     from ldmscale.training.weights import parameter_shapes
 
-    unet, images = UNet(net), batch * mesh.size
+    unet, images = network(net), batch * mesh.size
     params = parameter_shapes(net)
     table = jax.eval_shape(lambda: device_table(step_table("ddim", Schedule(), 50, "leading")))
     everywhere, cut = replicated(mesh), batch_sharding(mesh)

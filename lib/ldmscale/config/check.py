@@ -9,8 +9,9 @@ from pathlib import Path
 
 import jsonschema
 
+from ldmscale.config.check_family import family_rules, is_dit
 from ldmscale.config.published import CLIP_VOCABULARY
-from ldmscale.config.study import DISTILLED, DOWNSTREAM, repeated
+from ldmscale.config.study import DISTILLED, DOWNSTREAM
 from ldmscale.errors import UserError
 
 # What a figure's cells must be of, where not text-to-image.
@@ -23,8 +24,8 @@ FIGURE_TASKS = {
 }
 # The figures that read a setting which others would pass over in silence.
 FIGURE_SETTINGS = {
-    "metric": ("fig08", "fig09", "fig11", "fig13"),
-    "axis": ("fig09", "fig11", "fig12", "fig13"),
+    "metric": ("fig08", "fig09", "fig11", "fig13", "families"),
+    "axis": ("fig09", "fig11", "fig12", "fig13", "families"),
 }
 
 
@@ -106,7 +107,7 @@ def _is_number(text: str) -> bool:
 
 
 def _rules(config: dict) -> Iterator[str]:
-    yield from _family(config)
+    yield from family_rules(config)
     yield from _encoders(config)
     yield from _experiments(config)
     yield from _interpolation(config)
@@ -120,63 +121,6 @@ def _rules(config: dict) -> Iterator[str]:
         )
     if config["data"]["counts"]["train"] is None and config["data"]["train"]["source"] == "scenes":
         yield "data.counts.train must be a number where data.train.source is scenes, which never end"
-
-
-def _family(config: dict) -> Iterator[str]:
-    names = [m["name"] for m in config["models"]]
-    for name in sorted({n for n in names if names.count(n) > 1}):
-        yield f"models: the name '{name}' is used {names.count(name)} times; every model needs its own"
-    taken = {repeated(n, k) for n in names for k in range(1, config["training_seeds"])}
-    for name in sorted(taken & set(names)):
-        yield f"models: the name '{name}' is what another seed's training is called: choose another"
-    widths = [m["filters"] for m in config["models"]]
-    trained = [m["filters"] for m in config["models"] if "weights" not in m]
-    if widths != sorted(widths) or len(trained) != len(set(trained)):
-        yield f"models: filters are {widths}, but must ascend, each used once"
-    unet = config["unet"]
-    levels = len(unet["channel_mult"])
-    if len(unet["attention_levels"]) != levels:
-        yield f"unet.attention_levels has {len(unet['attention_levels'])} entries, but channel_mult has {levels} levels"
-    for model in config["models"]:
-        f = model["filters"]
-        if f % unet["norm_groups"]:
-            yield (
-                f"models: '{model['name']}' has filters {f}, "
-                f"which unet.norm_groups {unet['norm_groups']} does not divide"
-            )
-        yield from _heads(model, unet)
-        if "weights" in model and "pretrain" in model:
-            yield f"models: '{model['name']}' has both weights and pretrain: a published model is not trained"
-    for where, pretrain in [("pretrain", config["pretrain"])] + [
-        (f"models: '{m['name']}': pretrain", {**config["pretrain"], **m["pretrain"]})
-        for m in config["models"]
-        if "pretrain" in m
-    ]:
-        steps = pretrain["checkpoints"]
-        if steps != sorted(steps) or steps[-1] != pretrain["steps"]:
-            yield f"{where}.checkpoints is {steps}, but must ascend and end at steps ({pretrain['steps']})"
-        if steps != config["pretrain"]["checkpoints"]:
-            yield f"{where}.checkpoints differs from pretrain.checkpoints: the family shares its checkpoints"
-        if pretrain["warmup"] >= pretrain["steps"]:
-            yield f"{where}.warmup is {pretrain['warmup']}, but must be under steps ({pretrain['steps']})"
-    if config["diffusion"]["beta_start"] >= config["diffusion"]["beta_end"]:
-        yield "diffusion.beta_start must be under diffusion.beta_end"
-
-
-def _heads(model: dict, unet: dict) -> Iterator[str]:
-    levels = len(unet["channel_mult"])
-    heads, whose = (model["heads"], "its heads") if "heads" in model else (unet["heads"], "unet.heads")
-    by_level = [heads] * levels if isinstance(heads, int) else heads
-    if len(by_level) != levels:
-        yield f"models: '{model['name']}' has {len(by_level)} heads, but unet.channel_mult has {levels} levels"
-        return
-    attending = [*unet["attention_levels"][:-1], True]  # the middle block attends at the last level
-    widths = [model["filters"] * m for m in unet["channel_mult"]]
-    if any(on and width % h for width, h, on in zip(widths, by_level, attending, strict=False)):
-        yield (
-            f"models: '{model['name']}' has filters {model['filters']}, "
-            f"whose attending levels {whose} {heads} does not divide"
-        )
 
 
 def _encoders(config: dict) -> Iterator[str]:
@@ -328,6 +272,7 @@ def _figures(config: dict) -> Iterator[str]:
     for figure, settings in config["figures"].items():
         if settings is None:
             continue
+        yield from _families_of(figure, settings, config)
         for key in ("experiment", "baseline", "equal"):
             if key in settings and settings[key] not in running:
                 yield (
@@ -370,3 +315,16 @@ def _figures(config: dict) -> Iterator[str]:
                     f"figures.{figure} shows cost {row['cost']}, "
                     f"which is not among experiments.{settings['experiment']}.costs ({costs})"
                 )
+
+
+def _families_of(figure: str, settings: dict, config: dict) -> Iterator[str]:
+    dits = {m["name"]: is_dit(m) for m in config["models"]}
+    if figure == "fig02" and all(dits.values()):
+        yield "figures.fig02 draws a U-Net, but models has none: set it to null"
+    if figure == "families":
+        if "experiment" not in settings:
+            yield "figures.families lacks the key 'experiment'"
+        asked = (config["experiments"].get(settings.get("experiment")) or {}).get("models", [])
+        shown = settings.get("models", dits if asked == "all" else asked)
+        if len({dits[name] for name in shown if name in dits}) < 2:
+            yield "figures.families compares U-Nets with transformers, but its models are of one family: set it to null"

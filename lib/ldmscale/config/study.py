@@ -14,6 +14,8 @@ DISTILLED = ("codi", "guided")  # text-to-image in fewer steps
 FINETUNED = DOWNSTREAM + DISTILLED  # tasks with weights of their own, made from each model's last
 GUIDANCE_WIDTH = 256  # of the guidance weight's embedding in guided distillation's students (LCM's)
 DREAMBOOTH_PROMPTS = "prompts_and_classes.txt"  # a file of google/dreambooth's dataset
+UNET, DIT = "unet", "dit"  # the families of networks
+DIT_KEYS = ("width", "depth", "heads")  # that a transformer is told apart by
 PUBLISHED = "published"  # what the weights of a model that is not trained here are called
 
 
@@ -24,19 +26,22 @@ def repeated(name: str, repetition: int) -> str:
 
 @dataclass(frozen=True)
 class Model:
-    """One training of a member of the family: its ``filters`` and its pretraining settings, overrides applied.
+    """One training of a member of the study: its size and its pretraining settings, overrides applied.
 
-    ``member`` is the family's name for it, ``seed`` what all of its training draws from. A published member has the
-    path of its weights as ``weights``, and may have ``heads`` of its own.
+    ``member`` is the study's name for it, ``seed`` what all of its training draws from. A U-Net (``family`` "unet") has
+    ``filters``; a published one has the path of its weights as ``weights``, and may have ``heads`` of its own. A
+    transformer ("dit") has ``net``: its width, depth and heads.
     """
 
     name: str
     member: str
     seed: int
-    filters: int
+    filters: int | None
     pretrain: dict[str, Any]
     weights: str | None = None
     heads: int | tuple[int, ...] | None = None
+    family: str = UNET
+    net: dict[str, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -59,7 +64,7 @@ class Study:
 
     @cached_property
     def members(self) -> dict[str, Model]:
-        """The family by name, ascending in size: the first training of each."""
+        """The study's networks by name, U-Nets first, each family ascending in size: the first training of each."""
         return {m["name"]: self._model(m, 0) for m in self.config["models"]}
 
     @cached_property
@@ -72,8 +77,10 @@ class Study:
     def _model(self, entry: dict[str, Any], repetition: int) -> Model:
         name = repeated(entry["name"], repetition) if repetition else entry["name"]
         pretrain = {**self.config["pretrain"], **entry.get("pretrain", {})}
-        return Model(name, entry["name"], self.seed + repetition, entry["filters"], pretrain, entry.get("weights"),
-                     entry.get("heads"))  # fmt: skip
+        common = (name, entry["name"], self.seed + repetition, entry.get("filters"), pretrain)
+        if entry.get("family") == DIT:
+            return Model(*common, family=DIT, net={key: entry[key] for key in DIT_KEYS})
+        return Model(*common, entry.get("weights"), entry.get("heads"))
 
     @property
     def latent_size(self) -> int:
@@ -97,23 +104,29 @@ class Study:
         names = [f"{task}_{subject}" for subject in section["subjects"]] if task == "dreambooth" else [task]
         return [[f"{name}-{step}" for step in section["finetune"]["checkpoints"]] for name in names]
 
-    def unet_params(self, model: str, task: str = "t2i") -> dict[str, Any]:
-        """Keyword arguments of :class:`ldmscale.models.unet.UNetConfig` for ``model`` as ``task`` uses it.
+    def net_params(self, model: str, task: str = "t2i") -> dict[str, Any]:
+        """What :func:`ldmscale.models.network.net_config` makes ``model``'s network of, as ``task`` uses it.
 
         Super-resolution sees a latent of the low-resolution image beside the noisy one; students of guided
         distillation are told the guidance weight.
         """
         member = self.models[model]
-        net = {**self.network(member.filters), **({"heads": member.heads} if member.heads else {})}
+        if member.family == DIT:
+            dtype = {"dtype": self.config["unet"]["dtype"]}
+            net = {"family": DIT, **member.net, **self.config["dit"], **dtype, **self._ends()}
+        else:
+            net = {**self.network(member.filters), **({"heads": member.heads} if member.heads else {})}
         if task == "superres":
             return {**net, "in_channels": 2 * net["in_channels"]}
         return {**net, "guidance_width": GUIDANCE_WIDTH} if task == "guided" else net
 
     def network(self, filters: int) -> dict[str, Any]:
-        """Keyword arguments of the family's ``UNetConfig`` at ``filters``."""
+        """Keyword arguments of the study's ``UNetConfig`` at ``filters``."""
+        return {"filters": filters, **self.config["unet"], **self._ends()}
+
+    def _ends(self) -> dict[str, int]:
+        """What every network takes and predicts."""
         return {
-            "filters": filters,
-            **self.config["unet"],
             "context_width": self.text_params()["width"],
             "in_channels": self.config["autoencoder"]["latent_channels"],
             "out_channels": self.config["autoencoder"]["latent_channels"],

@@ -5,6 +5,7 @@ from ldmscale.figures.data import FigureData
 from ldmscale.figures.distilled import fig13, fig19, fig20
 from ldmscale.figures.dreambooth import dreambooth_metrics, fig06
 from ldmscale.figures.efficiency import fig09
+from ldmscale.figures.families import families
 from ldmscale.figures.fits import fits
 from ldmscale.figures.grids import fig07, same_cost_grid, sample_grid
 from ldmscale.figures.guidance import fig08
@@ -44,6 +45,7 @@ FIGURES = {
     "fig24": fig24,
     "dreambooth": dreambooth_metrics,
     "latency": latency,
+    "families": families,
     "fits": fits,
     "validation": validation,
 }

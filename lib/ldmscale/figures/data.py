@@ -12,6 +12,7 @@ import pandas as pd
 from ldmscale.analysis.selection import select
 from ldmscale.analysis.study import ModelInfo, StudyInfo
 from ldmscale.cells.cell import Cell
+from ldmscale.config.study import UNET
 from ldmscale.errors import UserError
 
 if TYPE_CHECKING:
@@ -89,14 +90,21 @@ class FigureData:
         return self.settings.get("axis", "cost")
 
     def shown(self, cells: Sequence[Cell]) -> list[ModelInfo]:
-        """The models to show, smallest first: those of ``settings["models"]``, else all of ``cells``."""
+        """The models to show, smallest first: those of ``settings["models"]``, else those of ``cells`` that are of one
+        family (see :meth:`of_a_family`)."""
         there = {cell.model for cell in cells}
-        names = set(self.settings.get("models", there))
-        unknown = names - there
+        names = {m.name for m in self.of_a_family([m for m in self.models if m.name in there])}
+        unknown = set(self.settings.get("models", ())) - there
         if unknown:
             known = ", ".join(m.name for m in self.models if m.name in there)
             raise UserError(f"a figure shows the model '{min(unknown)}', which its experiment lacks (it has {known})")
         return [m for m in self.models if m.name in names]
+
+    def of_a_family(self, models: Sequence[ModelInfo]) -> list[ModelInfo]:
+        """Those of ``models`` that ``settings["models"]`` names; without it the U-Nets, or all where there are none."""
+        if "models" in self.settings:
+            return [m for m in models if m.name in self.settings["models"]]
+        return [m for m in models if m.family == UNET] or list(models)
 
     def prompt(self, index: int) -> str:
         """The gallery prompt ``index``."""

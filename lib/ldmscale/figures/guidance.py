@@ -28,6 +28,8 @@ def fig08(data: FigureData) -> Figure:
         raise UserError("fig08 shows two models: give two names as its 'models'")
     rows, pair, metric = data.rows(), data.shown(data.cells()), data.metric
     rows = rows[rows["sampler"] == "ddim"]
+    families = {m.family for m in pair}
+    rows = rows[rows["model"].isin([m.name for m in data.models if m.family in families])]
     best, colours = best_cfg(rows, metric), style.cfg_colours(rows["cfg"].unique())
     models = [m for m in data.models if m.name in set(rows["model"])]
     # The heat map needs room for its columns, the curves do not.

@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from ldmscale.analysis.families import network_name
 from ldmscale.analysis.study import ModelInfo
 from ldmscale.errors import UserError
 from ldmscale.figures import style
@@ -38,6 +39,7 @@ def latency(data: FigureData) -> Figure:
     left, right = fig.subplots(1, 2)
     everything = [model for models, _ in found.values() for model in models]
     costs, times = [m.norm_cost for m in everything], []
+    kind = network_name(everything)
     handles = []
     for key, name, evaluations, look in KINDS:
         models, runs = found[key]
@@ -55,7 +57,7 @@ def latency(data: FigureData) -> Figure:
     handles.append(Line2D([], [], label="as FLOPs grow", **PROPORTIONAL))
     for ax in (left, right):
         style.log_axis(ax, "x", costs, at_least=4)
-        ax.set_xlabel("U-Net cost relative to the reference model")
+        ax.set_xlabel(f"{kind[0].upper()}{kind[1:]} cost relative to the reference model")
     times = np.concatenate(times)
     style.log_axis(left, "y", times.ravel()[times.ravel() > 0])
     left.set_ylabel("Milliseconds a step and image")
@@ -70,7 +72,7 @@ def latency(data: FigureData) -> Figure:
         fig,
         f"{style.study_line(data.study)} Measured on {data.timing['machine']}, in batches of {data.timing['batch']}: "
         f"medians of {data.timing['repeats']} repeats, whiskers from the least to the greatest. A guided step "
-        f"evaluates the U-Net twice. {_growth(*found[KINDS[0][0]])}Beside sampling, milliseconds an image: {beside}.",
+        f"evaluates the {kind} twice. {_growth(*found[KINDS[0][0]])}Beside sampling, milliseconds an image: {beside}.",
     )
     return fig
 
@@ -78,7 +80,7 @@ def latency(data: FigureData) -> Figure:
 def _curve(data: FigureData, network: str, kind: str) -> tuple[list[ModelInfo], list[Mapping[str, Any]]]:
     """The models that were timed with this kind of step, smallest first, and what was measured."""
     measured = data.timing["networks"].get(network, {})
-    models = [m for m in data.models if kind in measured.get(m.name, {})]
+    models = data.of_a_family([m for m in data.models if kind in measured.get(m.name, {})])
     return models, [measured[m.name][kind] for m in models]
 
 

@@ -23,6 +23,7 @@ from ldmscale.analysis.frontier import check_axis
 from ldmscale.analysis.intervals import interval
 from ldmscale.analysis.selection import METRIC_NAMES, METRICS, replicates
 from ldmscale.analysis.study import ModelInfo, StudyInfo, format_count, model_label
+from ldmscale.config.study import DIT, UNET
 from ldmscale.provenance import atomic_path
 
 STYLE = {
@@ -78,6 +79,7 @@ AXIS_NOTES = {
     "seconds": "Seconds: all evaluations of the U-Net, text encoder and decoder, measured on {}.",
 }
 MARKERS = ("o", "s", "^", "D", "v", "p", "<", "h", ">", "d", "8")
+RAMPS = {UNET: ("viridis", 0.87, 0.0, MARKERS), DIT: ("OrRd", 0.45, 1.0, ("P", "X", "*", (3, 0, 90), (4, 1, 0)))}
 
 
 def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
@@ -124,12 +126,15 @@ def sequential(name: str, n: int, first: float, last: float) -> list[tuple[float
 
 
 def model_styles(models: Sequence[ModelInfo]) -> dict[str, dict]:
-    """Colour and marker of each model: light and small to dark and large (viridis: safe for colour-blind readers)."""
-    colours = sequential("viridis", len(models), 0.87, 0.0)
-    return {
-        m.name: {"color": colour, "marker": MARKERS[i % len(MARKERS)]}
-        for i, (m, colour) in enumerate(zip(models, colours, strict=True))
-    }
+    """Colour and marker of each model, one ramp and set of markers a family: light and small to dark and large
+    (viridis, and reds beside it that are told from it in grey by their markers: safe for colour-blind readers)."""
+    looks = {}
+    for family, (ramp, first, last, markers) in RAMPS.items():
+        mine = [m for m in models if m.family == family]
+        colours = sequential(ramp, len(mine), first, last) if mine else []
+        for i, (m, colour) in enumerate(zip(mine, colours, strict=True)):
+            looks[m.name] = {"color": colour, "marker": markers[i % len(markers)]}
+    return {m.name: looks[m.name] for m in models}
 
 
 def cfg_colours(cfgs: Sequence[float]) -> dict[float, tuple[float, float, float]]:

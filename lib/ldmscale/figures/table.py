@@ -28,6 +28,8 @@ _TEX = {
 def table1(scores: pd.DataFrame, cells: Sequence[Cell], study: StudyInfo) -> pd.DataFrame:
     """One row a model, smallest first: size, cost and held-out FID and CLIP score with 95% intervals.
 
+    A U-Net's size is its ``filters``, a transformer's its ``width`` and ``depth``.
+
     ``cells`` are the experiment ``headline``'s, one a model. Where a model is one of the paper's (see
     :func:`ldmscale.cells.paper.printed`) its printed numbers stand beside ours: ``paper_gflops``, ``paper_norm_cost``,
     ``paper_fid``, ``paper_clip``. ``attrs["note"]`` says in words what study and setting the table shows.
@@ -38,8 +40,10 @@ def table1(scores: pd.DataFrame, cells: Sequence[Cell], study: StudyInfo) -> pd.
     if rows["model"].duplicated().any():
         twice = rows.loc[rows["model"].duplicated(), "model"].iloc[0]
         raise UserError(f"Table 1 needs one cell a model, the experiment 'headline' has several for {twice}")
-    table = rows[["model", "params", "filters", "gflops"]].copy()
-    paper = [printed(f, p) for f, p in zip(table["filters"], table["params"], strict=True)]
+    sizes = [c for c in ("filters", "width", "depth") if c in rows and rows[c].notna().any()]
+    table = rows[["model", "params", *sizes, "gflops"]].copy()
+    filters = rows["filters"].astype(object).where(rows["filters"].notna(), None)
+    paper = [printed(f, p) if f else None for f, p in zip(filters, table["params"], strict=True)]
 
     def add_paper(column: str) -> None:
         if any(paper):
@@ -101,7 +105,11 @@ def _formatted(table: pd.DataFrame) -> pd.DataFrame:
     """The table as text, one interval column for each metric's two limits."""
     cost, clip = _without_zero(2), _without_zero(3)
     shown = pd.DataFrame({"Model": table["model"], "Parameters": table["params"].map(format_params)})
-    shown["Filters"] = table["filters"].map(str)
+    if "width" in table:  # transformers, U-Nets beside them or not
+        both = "Filters, or width × depth" if "filters" in table else "Width × depth"
+        shown[both] = [_size(row) for row in table.to_dict("records")]
+    else:
+        shown["Filters"] = table["filters"].map(str)
 
     def add(column: str, title: str, write: Callable[[float], str]) -> None:
         shown[title] = table[column].map(write)
@@ -118,6 +126,10 @@ def _formatted(table: pd.DataFrame) -> pd.DataFrame:
     shown["n"] = table["n"].map(str)
     shown["FID features"] = table["fid_features"]
     return shown.assign(**{"CLIP features": table["clip_features"]})
+
+
+def _size(row: dict) -> str:
+    return f"{row['filters']}" if pd.isna(row["width"]) else f"{row['width']} × {row['depth']}"
 
 
 _TEXT_COLUMNS = ("Model", "FID features", "CLIP features")

@@ -6,6 +6,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from ldmscale.analysis.families import network_name
 from ldmscale.analysis.study import format_params
 from ldmscale.errors import UserError
 from ldmscale.figures import style
@@ -36,7 +37,7 @@ def validation(data: FigureData) -> Figure:
         style.log_axis(ax, "x", table["params"], at_least=3)
         style.log_axis(ax, "y", table["value"])
         ax.set_xticks(ax.get_xticks(), [format_params(n) for n in ax.get_xticks()])
-        ax.set_xlabel("Parameters of the U-Net")
+        ax.set_xlabel(f"Parameters of the {network_name(data.of_a_family(data.models))}")
     left.set_ylabel("Validation loss  (lower is better)")
     right.set_ylabel(f"Loss relative to {rows['model'].iloc[0]}'s")
     handles = [Line2D([], [], label=f"{t:,}", markeredgecolor="white", markeredgewidth=0.5, **look)

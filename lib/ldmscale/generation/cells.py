@@ -18,8 +18,8 @@ from ldmscale.diffusion.schedule import Schedule
 from ldmscale.errors import UserError
 from ldmscale.generation.draws import Draws
 from ldmscale.jobs import EVERY, Progress
-from ldmscale.models.adapter import Adapter
-from ldmscale.models.unet import UNet, UNetConfig
+from ldmscale.models.adapter import adapter
+from ldmscale.models.network import NetConfig, network
 from ldmscale.provenance import is_current, write_manifest
 
 
@@ -37,19 +37,19 @@ class Generator:
     """
 
     def __init__(
-        self, net: UNetConfig, schedule: Schedule, latent_size: int, batch: int, seed: int, adapted: bool = False
+        self, net: NetConfig, schedule: Schedule, latent_size: int, batch: int, seed: int, adapted: bool = False
     ):
         self.schedule, self.batch, self.seed = schedule, batch, seed
         self.shape = (latent_size, latent_size, net.out_channels)
         self._told = net.guidance_width > 0
-        unet, adapter = UNet(net), Adapter(net)
+        unet, beside = network(net), adapter(net) if adapted else None
 
         def apply(weights, z, t, context, *w):
             params, condition = weights
             seen = z if condition is None else jnp.concatenate([z, condition], axis=-1)
-            if not adapted:
+            if beside is None:
                 return unet.apply({"params": params}, seen, t, context, *w)
-            residuals = adapter.apply({"params": params["adapter"]}, seen, t, context)
+            residuals = beside.apply({"params": params["adapter"]}, seen, t, context)
             return unet.apply({"params": params["unet"]}, seen, t, context, residuals=residuals)
 
         self._programs = {guidance: build_sampler(apply, guidance=guidance) for guidance in GUIDANCE}

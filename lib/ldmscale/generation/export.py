@@ -17,6 +17,7 @@ from ldmscale.data.tokenizer import save_for_transformers
 from ldmscale.errors import UserError
 from ldmscale.generation.pipeline import ORIGIN, Pipeline
 from ldmscale.models import autoencoder_weights, clip_weights, unet_weights
+from ldmscale.models.unet import UNetConfig
 from ldmscale.provenance import atomic_path, write_json
 
 
@@ -24,8 +25,11 @@ def export(pipeline: Pipeline, folder: str | Path) -> None:
     """Write ``pipeline`` to ``folder``, whole or not at all.
 
     Its scheduler is DDIM as this package samples it; weights are float32. Raises UserError unless ``folder`` is new or
-    empty.
+    empty, and for a transformer, which diffusers has no pipeline for.
     """
+    if not isinstance(pipeline.unet, UNetConfig):
+        model = pipeline.origin["model"]
+        raise UserError(f"'{model}' is a transformer: diffusers has no pipeline for it; export takes U-Nets alone")
     weights, factor = pipeline.weights, pipeline.autoencoder.factor
     with _whole_folder(Path(folder)) as out:
         config = unet_weights.diffusers_config(pipeline.unet, pipeline.latent_size)

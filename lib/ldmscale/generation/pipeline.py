@@ -26,8 +26,8 @@ from ldmscale.models.autoencoder import AutoencoderConfig
 from ldmscale.models.autoencoder_weights import autoencoder_config
 from ldmscale.models.clip import TextTower
 from ldmscale.models.clip_weights import text_tower
+from ldmscale.models.network import NetConfig, net_config
 from ldmscale.models.published_config import PublishedConfig
-from ldmscale.models.unet import UNetConfig
 from ldmscale.models.unet_weights import unet_config
 from ldmscale.provenance import read_manifest
 from ldmscale.training.encoders import load_encoder
@@ -53,7 +53,7 @@ class Pipeline:
     reads the parameters, under "unet", "autoencoder" and "text", when they are first asked for.
     """
 
-    unet: UNetConfig
+    unet: NetConfig
     autoencoder: AutoencoderConfig
     text: TextTower
     tokenizer: Tokenizer
@@ -113,7 +113,7 @@ def of_study(study: Study, model: str, weights: str = "final", overlays: Sequenc
         files = f" --configfile {' '.join(map(str, overlays))}" if overlays else ""
         raise UserError(f"the study '{study.name}' has not finished what '{name}' of '{model}' needs: run "
                         f"`snakemake {' '.join(map(str, missing))} --profile profiles/local{files}`")  # fmt: skip
-    unet, text = UNetConfig(**study.unet_params(model)), TextTower(**study.text_params())
+    unet, text = net_config(study.net_params(model)), TextTower(**study.text_params())
     autoencoder = AutoencoderConfig(**study.autoencoder_params())
 
     def load() -> dict[str, Any]:

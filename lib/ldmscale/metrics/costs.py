@@ -9,8 +9,8 @@ import jax.numpy as jnp
 
 from ldmscale.models.autoencoder import Autoencoder, AutoencoderConfig
 from ldmscale.models.clip import TextModel, TextTower
-from ldmscale.models.flops import Cost, codi_cost, count_flops, unet_cost
-from ldmscale.models.unet import UNetConfig
+from ldmscale.models.flops import Cost, codi_cost, count_flops, network_cost
+from ldmscale.models.network import net_config
 from ldmscale.training.weights import parameter_shapes
 
 
@@ -24,13 +24,13 @@ def study_costs(params: dict[str, Any]) -> dict[str, Any]:
     """
     text, size, ae = TextTower(**params["text"]), params["latent_size"], AutoencoderConfig(**params["ae"])
 
-    def cost(net: dict[str, Any], of: Any = unet_cost) -> dict[str, int]:
-        found: Cost = of(UNetConfig(**net), size, text.context_length)
+    def cost(net: dict[str, Any], of: Any = network_cost) -> dict[str, int]:
+        found: Cost = of(net_config(net), size, text.context_length)
         return {"params": found.params, "flops": found.flops}
 
     plain = {model: cost(net) for model, net in params["models"].items()}
     finetuned = {
-        task: {model: cost(net, codi_cost if task == "codi" else unet_cost) for model, net in nets.items()}
+        task: {model: cost(net, codi_cost if task == "codi" else network_cost) for model, net in nets.items()}
         for task, nets in params["finetuned"].items()
         if task == "codi" or nets != params["models"]
     }

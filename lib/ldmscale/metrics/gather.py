@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from ldmscale.cells.cell import ON_PROMPTS, Cell
+from ldmscale.config.study import DIT, UNET
 from ldmscale.errors import UserError
 
 
@@ -19,8 +20,11 @@ def scores_table(rows: list[dict[str, Any]], family: dict[str, Any], costs: dict
     evaluations of a guided step, ``sampling_tflops`` is a whole image's (text encoder and decoder included),
     ``train_gflops`` the paper's training axis (GFLOPs of an evaluation x optimiser steps), ``train_flops`` what the
     last training run took (forwards, backwards, teachers, batch).
+
+    ``family`` is "unet" or "dit"; a transformer has no ``filters`` (missing), but ``width`` and ``depth``, columns that
+    a table of U-Nets alone does not have.
     """
-    table = []
+    table, dits = [], family.get("dit", {})
     for row in rows:
         cell = Cell.parse(row["cell"])
         member, training = family["trainings"][cell.model]
@@ -37,7 +41,9 @@ def scores_table(rows: list[dict[str, Any]], family: dict[str, Any], costs: dict
                 "task": cell.task,
                 "model": member,
                 "training": training,
+                "family": DIT if member in dits else UNET,
                 "filters": family["filters"][member],
+                **({key: dits.get(member, {}).get(key) for key in ("width", "depth")} if dits else {}),
                 "params": plain["params"],
                 "gflops": plain["flops"] / 1e9,
                 "norm_cost": norm_cost,
@@ -56,11 +62,13 @@ def scores_table(rows: list[dict[str, Any]], family: dict[str, Any], costs: dict
             }
         )
     frame = pd.DataFrame(table)
+    if dits:  # of whole numbers, some missing
+        frame = frame.astype(dict.fromkeys(("filters", "width", "depth"), "Int64"))
     drawn = frame["task"].isin(ON_PROMPTS)
     bad = frame.loc[drawn & ~np.isfinite(frame[["fid", "clip"]]).all(axis=1), "cell"]
     if len(bad):
         raise UserError(f"the scores of {bad.iloc[0]} are not finite: its images or features are broken")
-    return frame.sort_values(["filters", "cell", "split"], ignore_index=True, kind="stable")
+    return frame.sort_values(["params", "cell", "split"], ignore_index=True, kind="stable")
 
 
 def with_seconds(table: pd.DataFrame, timing: dict[str, Any]) -> pd.DataFrame:

@@ -23,7 +23,7 @@ from ldmscale.generation.encode import Encoders
 from ldmscale.models.adapter import adapter_parameters
 from ldmscale.models.autoencoder import AutoencoderConfig
 from ldmscale.models.clip import TextTower
-from ldmscale.models.unet import UNetConfig
+from ldmscale.models.network import NetConfig, net_config
 from ldmscale.training.weights import Config, parameter_shapes
 
 REPEATS = 5
@@ -49,7 +49,7 @@ def study_timing(params: dict[str, Any], threads: int, say: Callable[[str], None
 
     z, states = normal(batch, size, size, ae.latent_channels), normal(batch, text.context_length, text.width)
 
-    def sampling(net: UNetConfig, weights: Any, task: str, guided: bool) -> dict[str, dict[str, float]]:
+    def sampling(net: NetConfig, weights: Any, task: str, guided: bool) -> dict[str, dict[str, float]]:
         generator = Generator(net, Schedule(**params["diffusion"]), size, batch, 0, adapted=task == "codi")
         draws = Draws(states, states[0], np.arange(batch), [""] * batch, None)
 
@@ -66,7 +66,7 @@ def study_timing(params: dict[str, Any], threads: int, say: Callable[[str], None
     networks: dict[str, Any] = {}
     for task, models in params["networks"].items():
         for model, runs in models.items():
-            net = UNetConfig(**runs["net"])
+            net = net_config(runs["net"])
             weights = _weights(net)
             if task == "codi":
                 weights = {"unet": weights, "adapter": adapter_parameters(weights)}

@@ -173,6 +173,27 @@ class PatchEmbedding(nn.Module):
         return x.reshape(batch, rows * columns, self.config.width)
 
 
+def embed(
+    config: DiTConfig, z: jax.Array, t: jax.Array, context: jax.Array, w: jax.Array | None = None
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """What the blocks are given, by submodules of the module whose compact method calls this: (tokens
+    [B,HW/patch^2,width], embedding [B,width], ``context`` in the type of the activations).
+
+    Raises UserError for latents that ``patch`` does not divide, ValueError if ``w`` is given to a network that does not
+    take it, or missing where it does.
+    """
+    if (w is None) == (config.guidance_width > 0):
+        raise ValueError(f"guidance_width is {config.guidance_width}, but w is {'missing' if w is None else 'given'}")
+    _, height, width, _ = z.shape
+    if height % config.patch or width % config.patch:
+        raise UserError(f"latents are {height} x {width}, which patch: {config.patch} does not divide.")
+    dtype = jnp.dtype(config.dtype)
+    z, context, features = (x.astype(dtype) for x in (z, context, timestep_features(t, TIME_FEATURES)))
+    guidance = () if w is None else (guidance_features(w, config.guidance_width).astype(dtype),)
+    embedding = TimestepEmbedding(config.width, name="time_embedding")(features, *guidance)
+    return PatchEmbedding(config, name="pos_embed")(z), embedding, context
+
+
 class DiT(nn.Module):
     """Noise prediction, called as :class:`ldmscale.models.unet.UNet`: z [B,H,W,Cin] float32, t [B] int32 in 0..999,
     context [B,L,D] float32 -> eps [B,H,W,Cout] float32; ``w`` [B] likewise.
@@ -195,24 +216,14 @@ class DiT(nn.Module):
     ) -> jax.Array:
         config = self.config
         residuals = residuals or ()
-        if (w is None) == (config.guidance_width > 0):
-            said = "missing" if w is None else "given"
-            raise ValueError(f"guidance_width is {config.guidance_width}, but w is {said}")
         if len(residuals) > config.depth:
             raise ValueError(f"{len(residuals)} residuals for {config.depth} blocks")
-        batch, height, width, _ = z.shape
-        patch, dtype = config.patch, jnp.dtype(config.dtype)
-        if height % patch or width % patch:
-            raise UserError(f"latents are {height} x {width}, which patch: {patch} does not divide.")
-
-        z, context, features = (x.astype(dtype) for x in (z, context, timestep_features(t, TIME_FEATURES)))
-        guidance = () if w is None else (guidance_features(w, config.guidance_width).astype(dtype),)
-        embedding = TimestepEmbedding(config.width, name="time_embedding")(features, *guidance)
-        x = PatchEmbedding(config, name="pos_embed")(z)
+        (batch, height, width, _), patch = z.shape, config.patch
+        x, embedding, context = embed(config, z, t, context, w)
         for i in range(config.depth):
             x = DiTBlock(config, name=f"transformer_blocks_{i}")(x, embedding, context)
             if i < len(residuals):
-                x = x + residuals[i].astype(dtype)
+                x = x + residuals[i].astype(x.dtype)
         x = modulated_norm(x, *Modulation(2, name="proj_out_1")(embedding))
         x = Dense(patch * patch * config.out_channels, init=ZEROS, name="proj_out_2")(x)
         x = x.reshape(batch, height // patch, width // patch, patch, patch, config.out_channels)

@@ -15,8 +15,8 @@ import flax.linen as nn
 import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr
 
-from ldmscale.models.adapter import Adapter
-from ldmscale.models.unet import UNet, UNetConfig, unet_inputs
+from ldmscale.models.adapter import adapter
+from ldmscale.models.network import NetConfig, inputs, network
 
 
 @dataclass(frozen=True)
@@ -41,16 +41,16 @@ def parameter_count(module: nn.Module, *abstract_args: Any) -> int:
     return _cost(module, *abstract_args).params
 
 
-def unet_cost(config: UNetConfig, latent_size: int, context_length: int) -> Cost:
-    """Cost of the U-Net on one latent of ``latent_size`` x ``latent_size`` with ``context_length`` text tokens."""
-    return _cost(UNet(config), *unet_inputs(config, latent_size, context_length))
+def network_cost(config: NetConfig, latent_size: int, context_length: int) -> Cost:
+    """Cost of the network on one latent of ``latent_size`` x ``latent_size`` with ``context_length`` text tokens."""
+    return _cost(network(config), *inputs(config, latent_size, context_length))
 
 
-def codi_cost(config: UNetConfig, latent_size: int, context_length: int) -> Cost:
-    """Cost of the U-Net and its adapter (:mod:`ldmscale.models.adapter`) on one latent, as :func:`unet_cost`'s."""
-    unet = unet_cost(config, latent_size, context_length)
-    adapter = _cost(Adapter(config), *unet_inputs(config, latent_size, context_length))
-    return Cost(params=unet.params + adapter.params, flops=unet.flops + adapter.flops)
+def codi_cost(config: NetConfig, latent_size: int, context_length: int) -> Cost:
+    """Cost of the network and its adapter (:mod:`ldmscale.models.adapter`) on one latent, as :func:`network_cost`'s."""
+    net = network_cost(config, latent_size, context_length)
+    added = _cost(adapter(config), *inputs(config, latent_size, context_length))
+    return Cost(params=net.params + added.params, flops=net.flops + added.flops)
 
 
 def _cost(module: nn.Module, *abstract_args: Any) -> Cost:

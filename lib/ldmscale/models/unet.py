@@ -8,9 +8,8 @@ With the default configuration ``filters=320`` is the 866M model of arXiv 2404.0
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -219,21 +218,6 @@ class UNet(nn.Module):
             x = UpBlock(config, last - i, name=f"up_blocks_{i}")(x, skips, embedding, context)
         x = nn.silu(GroupNorm(config.norm_groups, NORM_EPSILON, name="conv_norm_out")(x))
         return Conv(config.out_channels, zero=True, name="conv_out")(x).astype(jnp.float32)
-
-
-def unet_inputs(config: UNetConfig, size: int, tokens: int) -> tuple[jax.ShapeDtypeStruct, ...]:
-    """Shapes of what the network takes for one latent of ``size`` x ``size`` and ``tokens`` text states: z, t, context
-    and, where it takes one, w."""
-    shapes = (1, size, size, config.in_channels), (1,), (1, tokens, config.context_width), (1,)
-    types = jnp.float32, jnp.int32, jnp.float32, jnp.float32
-    inputs = tuple(jax.ShapeDtypeStruct(*one) for one in zip(shapes, types, strict=True))
-    return inputs if config.guidance_width else inputs[:3]
-
-
-def with_guidance(params: Mapping[str, Any], config: UNetConfig) -> dict[str, Any]:
-    """A U-Net's ``params`` as those of ``config``, which takes a guidance weight and, so far, does nothing with it."""
-    cond_proj = {"kernel": jnp.zeros((config.guidance_width, config.widths[0]))}
-    return {**params, "time_embedding": {**params["time_embedding"], "cond_proj": cond_proj}}
 
 
 def skeleton(config: UNetConfig, latent_size: int) -> list[dict]:

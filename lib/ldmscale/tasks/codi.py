@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
@@ -17,8 +18,8 @@ from ldmscale.data.encoded import Latents
 from ldmscale.diffusion.samplers import CODI_STRIDE
 from ldmscale.diffusion.schedule import Schedule
 from ldmscale.errors import UserError
-from ldmscale.models.adapter import Adapter, adapter_parameters
-from ldmscale.models.unet import UNet, UNetConfig
+from ldmscale.models.adapter import adapter, adapter_parameters
+from ldmscale.models.network import NetConfig, network
 from ldmscale.tasks.distil import captioned, check_distillation, draw_latents, levels, per_sample
 from ldmscale.training.loop import Batch
 
@@ -48,7 +49,7 @@ class CoDiTask:
     Raises UserError for options that are none, weights that are negative or all 0, and latents that do not fit.
     """
 
-    config: UNetConfig
+    config: NetConfig
     schedule: Schedule
     params: Any
     latents: Latents
@@ -63,12 +64,12 @@ class CoDiTask:
     signal: float = 0.0
     boundary: bool = False
     shared_t: bool = False
-    net: UNet = field(init=False)
-    adapter: Adapter = field(init=False)
+    net: nn.Module = field(init=False)
+    adapter: nn.Module = field(init=False)
 
     def __post_init__(self):
-        object.__setattr__(self, "net", UNet(self.config))
-        object.__setattr__(self, "adapter", Adapter(self.config))
+        object.__setattr__(self, "net", network(self.config))
+        object.__setattr__(self, "adapter", adapter(self.config))
         check_distillation(self.config, self.latents, self.cfg)
         for name, known in (("trainable", TRAINABLE), ("prediction", PREDICTIONS)):
             if getattr(self, name) not in known:

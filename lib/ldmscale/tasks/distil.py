@@ -11,12 +11,12 @@ import numpy as np
 from ldmscale.data.encoded import Latents
 from ldmscale.diffusion.schedule import Schedule
 from ldmscale.errors import UserError
-from ldmscale.models.unet import UNetConfig
+from ldmscale.models.network import NetConfig
 from ldmscale.tasks.clip import pick_captions
 from ldmscale.training.loop import Batch, epoch_batch
 
 
-def check_distillation(config: UNetConfig, latents: Latents, cfg: tuple[float, float]) -> None:
+def check_distillation(config: NetConfig, latents: Latents, cfg: tuple[float, float]) -> None:
     """Raises UserError for guidance weights that are no range from 1 on, and latents that ``config`` cannot take."""
     if len(cfg) != 2 or not 1 <= cfg[0] <= cfg[1] or math.isinf(cfg[1]):
         raise UserError(f"cfg is {list(cfg)}; it must be two guidance weights, 1 (none) or more, the smaller one first")
@@ -24,8 +24,8 @@ def check_distillation(config: UNetConfig, latents: Latents, cfg: tuple[float, f
     wanted = (latents.mean.shape[-1],) * 2 + (latents.null.shape[-1],)
     if found != wanted:
         raise UserError(
-            f"the U-Net takes and predicts {found[0]} and {found[1]} channels and attends to states of width {found[2]}"
-            f"; the latents have {wanted[0]} channels and their captions' states width {wanted[2]}"
+            f"the network takes and predicts {found[0]} and {found[1]} channels and attends to states of width "
+            f"{found[2]}; the latents have {wanted[0]} channels and their captions' states width {wanted[2]}"
         )
 
 

@@ -9,13 +9,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from ldmscale.diffusion.schedule import Schedule
 from ldmscale.errors import UserError
-from ldmscale.models.unet import UNet, UNetConfig
+from ldmscale.models.network import NetConfig, network
 from ldmscale.tasks.diffuse import diffuse
 from ldmscale.training.loop import Batch, epoch_batch
 
@@ -51,7 +52,7 @@ class DreamBoothTask:
     Raises UserError for no images, moments of different shapes, a negative ``prior_weight`` and a missing ``prior``.
     """
 
-    config: UNetConfig
+    config: NetConfig
     schedule: Schedule
     params: Any
     instance: Concept
@@ -60,10 +61,10 @@ class DreamBoothTask:
     seed: int
     batch_size: int = 1
     prior_weight: float = 1.0
-    net: UNet = field(init=False)
+    net: nn.Module = field(init=False)
 
     def __post_init__(self):
-        object.__setattr__(self, "net", UNet(self.config))
+        object.__setattr__(self, "net", network(self.config))
         if not self.prior_weight >= 0:
             raise UserError(f"prior_weight is {self.prior_weight}; it must be 0 (no prior preservation) or more")
         if self.prior_weight and self.prior is None:

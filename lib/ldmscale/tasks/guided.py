@@ -15,6 +15,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,7 +24,7 @@ from ldmscale.data.encoded import Latents
 from ldmscale.diffusion.samplers import step_table
 from ldmscale.diffusion.schedule import Schedule
 from ldmscale.errors import UserError
-from ldmscale.models.unet import UNet, UNetConfig
+from ldmscale.models.network import NetConfig, network
 from ldmscale.tasks.distil import captioned, check_distillation, draw_latents, levels, per_sample
 from ldmscale.training.loop import Batch
 
@@ -84,14 +85,14 @@ class GuidedTask:
     """Batches of captioned latents with their targets' numbers, and the loss of one stage of guided distillation.
 
     ``config`` has a ``guidance_width``; ``params`` are the teacher's, in that form, and what the student begins as: of
-    stage 1 the pretrained ones through :func:`ldmscale.models.unet.with_guidance`, then those of the stage before.
+    stage 1 the pretrained ones through :func:`ldmscale.models.network.with_guidance`, then those of the stage before.
     steps: None for stage 1, else the student's sampling steps, half of its teacher's. cfg: the range [first, second)
     that each sample's guidance weight is drawn from; the network is told w = cfg - 1, the paper's.
 
     Raises UserError for a network or parameters that take no w, steps that cannot be, and latents that do not fit.
     """
 
-    config: UNetConfig
+    config: NetConfig
     schedule: Schedule
     params: Any
     latents: Latents
@@ -99,11 +100,11 @@ class GuidedTask:
     seed: int
     steps: int | None
     cfg: tuple[float, float] = (1.0, 11.0)
-    net: UNet = field(init=False)
+    net: nn.Module = field(init=False)
     targets: Targets = field(init=False)
 
     def __post_init__(self):
-        object.__setattr__(self, "net", UNet(self.config))
+        object.__setattr__(self, "net", network(self.config))
         stage = stage_one(self.schedule) if self.steps is None else halving(self.schedule, self.steps)
         object.__setattr__(self, "targets", stage)
         check_distillation(self.config, self.latents, self.cfg)

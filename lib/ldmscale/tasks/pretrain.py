@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from ldmscale.data.encoded import Latents
 from ldmscale.diffusion.schedule import Schedule
-from ldmscale.models.unet import UNet, UNetConfig
+from ldmscale.models.network import NetConfig, network
 from ldmscale.tasks.clip import pick_captions
 from ldmscale.tasks.diffuse import diffuse
 from ldmscale.training.loop import Batch, epoch_batch
@@ -21,16 +22,16 @@ from ldmscale.training.loop import Batch, epoch_batch
 class PretrainTask:
     """Batches of latents with text states, and the denoising loss (Ho et al., arXiv 2006.11239, eq. 14)."""
 
-    config: UNetConfig
+    config: NetConfig
     schedule: Schedule
     latents: Latents
     batch_size: int
     text_dropout: float
     seed: int
-    net: UNet = field(init=False)
+    net: nn.Module = field(init=False)
 
     def __post_init__(self):
-        object.__setattr__(self, "net", UNet(self.config))
+        object.__setattr__(self, "net", network(self.config))
 
     def init(self, key: jax.Array) -> Any:
         z, context = self.latents.mean[:1], self.latents.null[None]

@@ -7,27 +7,19 @@ that finetuning begins at the pretrained network. The caption is the empty one t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from ldmscale.diffusion.schedule import Schedule
 from ldmscale.errors import UserError
-from ldmscale.models.unet import UNet, UNetConfig
+from ldmscale.models.network import NetConfig, first_kernel, network, widen
 from ldmscale.tasks.diffuse import diffuse
 from ldmscale.training.loop import Batch, epoch_batch
-
-
-def widen(params: Mapping[str, Any], extra: int) -> dict[str, Any]:
-    """A U-Net's parameters with ``extra`` more input channels, after the others, whose weights are zero."""
-    kernel = jnp.asarray(params["conv_in"]["kernel"])  # [k,k,Cin,Cout]
-    zeros = jnp.zeros((*kernel.shape[:2], extra, kernel.shape[3]), kernel.dtype)
-    conv_in = {**params["conv_in"], "kernel": jnp.concatenate([kernel, zeros], axis=2)}
-    return {**jax.tree.map(jnp.asarray, dict(params)), "conv_in": conv_in}
 
 
 @dataclass(frozen=True)
@@ -42,7 +34,7 @@ class SuperresTask:
     Raises UserError for arrays, parameters or a config that do not fit each other.
     """
 
-    config: UNetConfig
+    config: NetConfig
     schedule: Schedule
     params: Any
     mean: np.ndarray
@@ -52,21 +44,21 @@ class SuperresTask:
     scale: float
     batch_size: int
     seed: int
-    net: UNet = field(init=False)
+    net: nn.Module = field(init=False)
 
     def __post_init__(self):
-        object.__setattr__(self, "net", UNet(self.config))
+        object.__setattr__(self, "net", network(self.config))
         shape = np.shape(self.mean)
         if len(shape) != 4 or not shape[0] or {np.shape(self.std), np.shape(self.condition)} != {shape}:
             raise UserError(
                 f"super-resolution's latents have shape {list(shape)}, their deviations {list(np.shape(self.std))} and "
                 f"their conditions {list(np.shape(self.condition))}; all must be [N,h,w,C], one shape, N at least 1"
             )
-        channels, pretrained = shape[-1], np.shape(self.params["conv_in"]["kernel"])[2]
+        channels, pretrained = shape[-1], first_kernel(self.params, self.config).shape[2]
         found = (pretrained, self.config.in_channels, self.config.out_channels)
         if found != (channels, 2 * channels, channels):
             raise UserError(
-                f"the latents have {channels} channels; the pretrained U-Net takes {found[0]}, the finetuned one "
+                f"the latents have {channels} channels; the pretrained network takes {found[0]}, the finetuned one "
                 f"{found[1]} and predicts {found[2]}; these must be {channels}, {2 * channels} and {channels}"
             )
         width = self.config.context_width
@@ -77,7 +69,7 @@ class SuperresTask:
 
     def init(self, key: jax.Array) -> Any:
         """The pretrained parameters, widened; ``key`` is not used."""
-        return widen(self.params, np.shape(self.condition)[-1])
+        return widen(self.params, self.config, np.shape(self.condition)[-1])
 
     def batch(self, step: int) -> Batch:
         chosen = epoch_batch(len(self.mean), self.batch_size, self.seed, step)

@@ -8,21 +8,31 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ldmscale.errors import UserError
 from ldmscale.models.adapter import adapter_parameters
 from ldmscale.models.autoencoder import Autoencoder, AutoencoderConfig
 from ldmscale.models.autoencoder_weights import load_autoencoder
 from ldmscale.models.clip import CLIP, CLIPConfig, TextModel, TextTower
 from ldmscale.models.clip_weights import load_clip, load_text_model
-from ldmscale.models.unet import UNet, UNetConfig, unet_inputs
+from ldmscale.models.dit import DiTConfig
+from ldmscale.models.network import NetConfig, inputs, least_size, network
+from ldmscale.models.unet import UNetConfig
 from ldmscale.models.unet_weights import load_unet
 from ldmscale.training.checkpoint import is_checkpoint, load_tree
 
-Config = AutoencoderConfig | CLIPConfig | TextTower | UNetConfig
+Config = AutoencoderConfig | CLIPConfig | TextTower | NetConfig
+
+
+def _no_published_transformer(path: str | Path, like: Any) -> Any:
+    raise UserError(f"{path} is no checkpoint of this pipeline, and published transformers are not read")
+
+
 PUBLISHED = {
     AutoencoderConfig: load_autoencoder,
     CLIPConfig: load_clip,
     TextTower: load_text_model,
     UNetConfig: load_unet,
+    DiTConfig: _no_published_transformer,
 }
 
 
@@ -34,16 +44,15 @@ def parameter_shapes(config: Config) -> Any:
 
     match config:
         case AutoencoderConfig():
-            network, args = Autoencoder(config), (shape(1, 8 * config.factor, 8 * config.factor, 3),)
+            net, args = Autoencoder(config), (shape(1, 8 * config.factor, 8 * config.factor, 3),)
         case CLIPConfig():
             images = shape(1, config.image_size, config.image_size, 3)
-            network, args = CLIP(config), (images, shape(1, config.context_length, dtype=jnp.int32))
+            net, args = CLIP(config), (images, shape(1, config.context_length, dtype=jnp.int32))
         case TextTower():
-            network, args = TextModel(config), (shape(1, config.context_length, dtype=jnp.int32),)
-        case UNetConfig():
-            side = 2 ** len(config.widths)  # of any latent; the parameters do not depend on it
-            network, args = UNet(config), unet_inputs(config, side, 1)
-    return jax.eval_shape(network.init, jax.random.key(0), *args)["params"]
+            net, args = TextModel(config), (shape(1, config.context_length, dtype=jnp.int32),)
+        case UNetConfig() | DiTConfig():  # of any latent: the parameters do not depend on it
+            net, args = network(config), inputs(config, least_size(config), 1)
+    return jax.eval_shape(net.init, jax.random.key(0), *args)["params"]
 
 
 def load_weights(path: str | Path, config: Config) -> Any:
@@ -56,10 +65,11 @@ def load_weights(path: str | Path, config: Config) -> Any:
     return load_tree(path, like)[0] if is_checkpoint(path) else PUBLISHED[type(config)](path, like)
 
 
-def load_adapted(path: str | Path, config: UNetConfig, unet: str | Path | None) -> dict[str, Any]:
-    """What CoDi samples with: {"unet": parameters, "adapter": parameters} of ``config``'s U-Net.
+def load_adapted(path: str | Path, config: NetConfig, unet: str | Path | None) -> dict[str, Any]:
+    """What CoDi samples with: {"unet": parameters, "adapter": parameters} of ``config``'s network.
 
-    The U-Net's are those of the file ``unet``, or with None, where distillation trained them too, in ``path`` as well.
+    The network's ("unet") are those of the file ``unet``, or with None, where distillation trained them too, in
+    ``path`` as well.
 
     Raises:
         UserError: as :func:`load_weights`.
