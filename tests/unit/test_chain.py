@@ -16,8 +16,13 @@ ONCE = ("data", "tokenizer", "autoencoder", "clip", "latents", "prompts", "refer
 TASKS = ("t2i", "superres", "dreambooth", "codi", "guided")
 
 
+# The smoke study, with its transformer in every task.
+OF_ALL = {"experiments": {name: {"models": "all"} for name in ("samplers", "interpolation", "superres", "guided",
+                                                               "superres_training", "dreambooth")}}  # fmt: skip
+
+
 def chain(*overlays):
-    return Chain(Plan(Study(merged("smoke.yaml", *overlays))))
+    return Chain(Plan(Study(merged("smoke.yaml", OF_ALL, *overlays))))
 
 
 def digests(of):
@@ -198,18 +203,19 @@ def test_every_version_is_of_a_stage_that_this_file_tests():
 
 def test_another_training_is_a_chain_of_its_own_beside_the_first():
     once, twice = chain(), chain({"training_seeds": 2})
-    assert list(twice.study.models) == ["f4", "f8", "f4.s1", "f8.s1"]
+    members = ["f4", "f8", "d8x2"]
+    assert list(twice.study.models) == [*members, *(f"{m}.s1" for m in members)]
     stages = ("pretrain", "superres", "class_images", "dreambooth", "codi", "guided")
     for stage in stages:
         of = {m: getattr(twice, stage)(m) for m in twice.study.models}
         assert of["f4"] == getattr(once, stage)("f4")  # the first is what it was
-        assert len({params["digest"] for params in of.values()}) == 4
+        assert len({params["digest"] for params in of.values()}) == 6
         assert of["f4.s1"]["seed"] == 1 and of["f4"]["seed"] == 0
     # The same prompts and starting noises for all.
     assert twice.generate("task=t2i/model=f4.s1")["seed"] == once.generate("task=t2i/model=f4")["seed"]
     assert twice["costs"] == once["costs"] and twice["timing"] == once["timing"]
-    assert twice.scores()["family"]["trainings"] == {"f4": ["f4", 0], "f8": ["f8", 0], "f4.s1": ["f4", 1],
-                                                     "f8.s1": ["f8", 1]}  # fmt: skip
+    of = {m: [m, 0] for m in members} | {f"{m}.s1": [m, 1] for m in members}
+    assert twice.scores()["family"]["trainings"] == of
 
 
 def test_figures_show_the_first_training_and_read_the_table_of_all():
@@ -221,8 +227,9 @@ def test_figures_show_the_first_training_and_read_the_table_of_all():
 
 def test_pictures_alone_are_drawn_by_the_first_training():
     plan = Plan(Study(merged("smoke.yaml", {"training_seeds": 2})))
-    assert {cell.model for cell in plan.experiments["same_cost"]} == {"f4", "f8"}
-    assert {cell.model for cell in plan.experiments["grid"]} == {"f4", "f8", "f4.s1", "f8.s1"}
+    members = {"f4", "f8", "d8x2"}
+    assert {cell.model for cell in plan.experiments["same_cost"]} == members
+    assert {cell.model for cell in plan.experiments["grid"]} == members | {f"{m}.s1" for m in members}
 
 
 # ---------------------------------------------------------------- published weights

@@ -13,12 +13,14 @@ CELLS = "results/smoke/cells"
 FIGURES = 27  # of the smoke study
 TABLES = {"fits": 1, "claims": 1, "table1": 1, "summary": 1, "pages": 1, "report": 1, "explorer": 1, "all": 1}
 ALWAYS = {"figure": FIGURES} | TABLES
-MODELS = ("f4", "f8", "d8x2")
+UNETS = ("f4", "f8")
+MODELS = (*UNETS, "d8x2")  # the transformer: text-to-image by DDIM, and CoDi
 FRESH = Counter(
     {"config": 1, "data": 1, "tokenizer": 1, "autoencoder": 1, "clip": 1, "latents": 1, "prompts": 1, "reference": 1}
     | {"pairs": 1, "baselines": 1, "subjects": 1, "costs": 1, "timing": 1, "validation": 1}
-    | dict.fromkeys(("pretrain", "superres", "class_images", "dreambooth", "codi", "guided"), len(MODELS))
-    | {"generate": 40, "score": 18, "gather": 1}
+    | dict.fromkeys(("pretrain", "codi"), len(MODELS))
+    | dict.fromkeys(("superres", "class_images", "dreambooth", "guided"), len(UNETS))
+    | {"generate": 30, "score": 14, "gather": 1}
     | ALWAYS
 )
 TASKS = ("t2i", "interpolation", "superres", "dreambooth", "codi", "guided")
@@ -38,24 +40,26 @@ def test_a_fresh_study_runs_every_stage(folder):
     done = folder.dry()
     assert done.jobs == FRESH
     assert working(done, "pretrain") == {f"pretrain {model}" for model in MODELS}
-    expected = {f"generate {FINAL.format(m, s)}" for m in MODELS for s in ("ddim", "ddpm", "dpmpp2m")}
+    expected = {f"generate {FINAL.format(m, s)}" for m in UNETS for s in ("ddim", "ddpm", "dpmpp2m")}
+    expected |= {f"generate {FINAL.format('d8x2', 'ddim')}"}
     expected |= {f"generate task=t2i/model={m}/weights=pretrain-20/sampler=ddim" for m in MODELS}
     between = FINAL.replace("t2i", "interpolation")
-    expected |= {f"generate {between.format(m, 'ddim')}" for m in MODELS}
+    expected |= {f"generate {between.format(m, 'ddim')}" for m in UNETS}
     finetuned = [("superres", f"superres-{step}") for step in (0, 3, 6)]
     finetuned += [("dreambooth", f"dreambooth_hat_circle-{step}") for step in (0, 4)]
-    expected |= {f"generate task={t}/model={m}/weights={w}/sampler=ddim" for m in MODELS for t, w in finetuned}
+    expected |= {f"generate task={t}/model={m}/weights={w}/sampler=ddim" for m in UNETS for t, w in finetuned}
     expected |= {f"generate task=codi/model={m}/weights=codi-4/sampler=codi" for m in MODELS}
-    students = [(m, s) for m in MODELS for s in (4, 2)]
+    students = [(m, s) for m in UNETS for s in (4, 2)]
     expected |= {f"generate task=guided/model={m}/weights=guided_s{s}-3/sampler=ddim" for m, s in students}
     expected |= {f"generate {FINAL.format('f8', 'codi')}"}
     assert working(done, "generate") == expected
-    assert len(expected) == FRESH["generate"] == len(MODELS) * (3 + 1 + 1 + 3 + 2 + 1 + 2) + 1
-    scored = {f"score task={task}/model={m}" for task in TASKS for m in MODELS}
+    assert len(expected) == FRESH["generate"] == 2 * (3 + 1 + 1 + 3 + 2 + 1 + 2) + 1 + 3
+    scored = {f"score task={task}/model={m}" for task in TASKS for m in UNETS}
+    scored |= {f"score task={task}/model=d8x2" for task in ("t2i", "codi")}
     assert working(done, "score task") == scored
 
 
-@pytest.mark.parametrize(("level", "jobs"), [("model", len(MODELS) * len(TASKS)), ("cfg", None)])
+@pytest.mark.parametrize(("level", "jobs"), [("model", FRESH["score"]), ("cfg", None)])
 def test_the_size_of_generation_jobs_is_the_configs_choice(folder, level, jobs):
     done = folder.dry(overlay={"sampling": {"cells_per_job": level}})
     assert done.jobs["generate"] == (jobs or len(Plan(Study(merged("smoke.yaml"))).cells))
@@ -82,7 +86,7 @@ def test_a_study_without_downstream_tasks_has_none_of_their_jobs(folder):
     overlay = {"superres": None, "dreambooth": None, **{key: dict.fromkeys(names) for key, names in gone.items()}}
     mine = {"pairs", "baselines", "subjects", "superres", "class_images", "dreambooth"}
     expected = {rule: count for rule, count in FRESH.items() if rule not in mine}
-    expected |= {"generate": 25, "score": 12, "figure": FIGURES - 7}
+    expected |= {"generate": 20, "score": 10, "figure": FIGURES - 7}
     assert folder.dry(overlay=overlay).jobs == expected
 
 
@@ -96,7 +100,7 @@ def test_a_study_without_distilled_models_has_none_of_their_jobs(folder):
     gone = {"experiments": ("codi", "codi_timesteps", "guided"), "figures": ("fig13", "fig19", "fig20")}
     overlay = {"codi": None, "guided": None, **{key: dict.fromkeys(names) for key, names in gone.items()}}
     expected = {rule: count for rule, count in FRESH.items() if rule not in ("codi", "guided")}
-    expected |= {"generate": 30, "score": 12, "figure": FIGURES - 3}
+    expected |= {"generate": 22, "score": 9, "figure": FIGURES - 3}
     assert folder.dry(overlay=overlay).jobs == expected
 
 
@@ -154,17 +158,17 @@ def test_one_models_learning_rate_runs_its_chain_alone(study):
 def test_a_new_gallery_prompt_trains_nothing(study):
     done = study.dry(overlay={"gallery": [*merged("smoke.yaml")["gallery"], "a small star"]})
     # What super-resolution's scores have for classes are CLIP embeddings of prompts, of the same stage.
-    again = {"prompts": 1, "baselines": 1, "validation": 1, "generate": 25, "score": 15, "gather": 1}
+    again = {"prompts": 1, "baselines": 1, "validation": 1, "generate": 20, "score": 12, "gather": 1}
     assert done.jobs == Counter({"config": 1, **again} | ALWAYS)
     assert not any("superres" in message or "dreambooth" in message for message in working(done, "generate"))
 
 
 def test_another_finetuning_rate_runs_that_task_alone(study):
     done = study.dry(overlay={"superres": {"finetune": {"learning_rate": 1.5e-3}}})
-    assert done.jobs == Counter({"config": 1, "superres": 3, "generate": 9, "score": 3, "gather": 1} | ALWAYS)
+    assert done.jobs == Counter({"config": 1, "superres": 2, "generate": 6, "score": 2, "gather": 1} | ALWAYS)
     assert all("task=superres" in message for message in working(done, "generate", "score"))
     done = study.dry(overlay={"dreambooth": {"prior": {"weight": 0.5}}})
-    assert done.jobs == Counter({"config": 1, "dreambooth": 3, "generate": 6, "score": 3, "gather": 1} | ALWAYS)
+    assert done.jobs == Counter({"config": 1, "dreambooth": 2, "generate": 4, "score": 2, "gather": 1} | ALWAYS)
     assert all("task=dreambooth" in message for message in working(done, "generate", "score"))
 
 
