@@ -19,6 +19,11 @@ def merged(*overlays: str | dict) -> dict:
     return config
 
 
+# Over the smoke study, whose transformer is in text-to-image and CoDi alone: every model in every task.
+OF_ALL = {"experiments": {name: {"models": "all"} for name in ("samplers", "interpolation", "superres", "guided",
+                                                               "superres_training", "dreambooth")}}  # fmt: skip
+
+
 def own(model: str, **changes: object) -> dict:
     """The smoke study's family with pretraining settings of its own for one model."""
     models = merged("smoke.yaml")["models"]

@@ -4,7 +4,7 @@ import re
 from itertools import product
 
 import pytest
-from helpers import REPO, merged
+from helpers import OF_ALL, REPO, merged
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -34,7 +34,7 @@ cells = st.builds(
 
 
 def plan(*overlays):
-    return Plan(Study(merged("smoke.yaml", *overlays)))
+    return Plan(Study(merged("smoke.yaml", OF_ALL, *overlays)))
 
 
 # ---------------------------------------------------------------- a cell and its path
@@ -149,7 +149,7 @@ def test_a_cost_beyond_the_schedule_stops_at_its_last_step():
 
 
 def test_super_resolution_samples_what_it_was_finetuned_to():
-    study = Study(merged("smoke.yaml"))
+    study = Study(merged("smoke.yaml", OF_ALL))
     training, last = expand(study, "superres_training"), expand(study, "superres")
     assert training == [Cell("superres", m, f"superres-{s}", "ddim", 4, 1.0) for m in MODELS for s in (0, 3, 6)]
     assert last == [Cell("superres", m, "superres-6", "ddim", s, 1.0) for m in MODELS for s in (2, 4)]
@@ -157,7 +157,7 @@ def test_super_resolution_samples_what_it_was_finetuned_to():
 
 def test_dreambooth_has_one_run_a_subject():
     subjects = {"dreambooth": {"subjects": ["hat_circle", "heart_star"]}}
-    whole = expand(Study(merged("smoke.yaml", subjects)), "dreambooth")
+    whole = expand(Study(merged("smoke.yaml", OF_ALL, subjects)), "dreambooth")
     names = [f"dreambooth_{subject}-{step}" for subject in ("hat_circle", "heart_star") for step in (0, 4)]
     assert whole == [Cell("dreambooth", m, name, "ddim", 4, 4.0) for m in MODELS for name in names]
     final = {**subjects, "experiments": {"dreambooth": {"weights": "final", "models": ["f8"]}}}

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from helpers import merged, own
+from helpers import OF_ALL, merged, own
 
 from ldmscale import provenance
 from ldmscale.cells.chain import Chain
@@ -14,11 +14,6 @@ from ldmscale.errors import UserError
 ONCE = ("data", "tokenizer", "autoencoder", "clip", "latents", "prompts", "reference", "pairs", "baselines", "subjects",
         "costs", "timing")  # fmt: skip
 TASKS = ("t2i", "superres", "dreambooth", "codi", "guided")
-
-
-# The smoke study, with its transformer in every task.
-OF_ALL = {"experiments": {name: {"models": "all"} for name in ("samplers", "interpolation", "superres", "guided",
-                                                               "superres_training", "dreambooth")}}  # fmt: skip
 
 
 def chain(*overlays):
