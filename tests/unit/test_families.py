@@ -8,7 +8,7 @@ from itertools import product
 import numpy as np
 import pandas as pd
 import pytest
-from helpers import SCHEMA, merged
+from helpers import OF_ALL, SCHEMA, merged
 from synthetic_distillation import NET  # noqa: F401  (starts JAX once for all)
 from synthetic_study import SMALL_FAMILY, STUDY, family, make_study, settings, small_study
 from test_figures import rendered, visible_texts
@@ -291,7 +291,7 @@ def test_the_studies_of_both_families_are_accepted_and_share_one_plan():
 
 
 def test_a_study_of_transformers_alone_is_accepted():
-    config = merged("smoke.yaml")
+    config = merged("smoke.yaml", OF_ALL)
     config["models"] = [{**config["models"][2], "name": name, "width": width} for name, width in (("a", 4), ("b", 8))]
     config["experiments"]["codi_timesteps"] = None
     for name in ("fig02", "fig20", "families"):
