@@ -48,10 +48,9 @@ def clock(monkeypatch):
             self.net, self.adapted = net, adapted
 
         def latents(self, params, cell, spacing, draws):
-            assert (draws.condition is None) == (self.net.in_channels == 4)
             assert ("adapter" in params) == self.adapted
-            twice = cell.cfg != 1 and not self.net.guidance_width
-            clock.run(("latents", self.net, cell.cfg, cell.steps), 7 + cell.steps * _size(self.net) * (1 + twice))
+            took = 7 + cell.steps * _size(self.net) * (1 + (cell.cfg != 1))
+            clock.run(("latents", self.net, self.adapted, cell.cfg, cell.steps), took)
 
     class Encoders:
         def __init__(self, *args, **kwargs):
@@ -73,10 +72,9 @@ def test_every_network_that_scored_cells_sample_with_is_timed(chain):
     found = chain["timing"]["networks"]
     guided = {task: {model: runs["guided"] for model, runs in models.items()} for task, models in found.items()}
     two = {model: [False, True] for model in ("f4", "f8", "d8x2")}
-    one = {kind: {model: [kind] for model in two} for kind in (False, True)}
-    # DreamBooth's and the interpolation's networks are the family's.
-    assert guided == {"t2i": two, "superres": one[False], "codi": one[True], "guided": one[False]}
-    assert found["superres"]["f4"]["net"]["in_channels"] == 8 and found["guided"]["f4"]["net"]["guidance_width"] == 256
+    # The other tasks' networks are the family's, or a percent larger.
+    assert guided == {"t2i": two, "codi": {model: [True] for model in two}}
+    assert found["t2i"]["f4"]["net"] == chain.study.net_params("f4")
     unguided = Chain(Plan(Study(merged("smoke.yaml", {"experiments": {"codi": {"cfg": [1.0]}}}))))
     assert unguided["timing"]["networks"]["codi"]["f8"]["guided"] == [False]
 
@@ -90,9 +88,7 @@ def test_steps_and_start_come_apart_and_compiling_is_not_counted(chain, clock):
         run = networks["t2i"][model][kind]
         assert run["step"]["median"] == pytest.approx(twice * n / batch)
         assert run["start"]["median"] == pytest.approx(7 / batch)
-    assert networks["superres"]["f8"]["unguided"]["step"]["median"] == pytest.approx(8 / batch)
     assert networks["codi"]["f8"]["guided"]["step"]["median"] == pytest.approx(16 / batch)
-    assert networks["guided"]["f8"]["unguided"]["step"]["median"] == pytest.approx(8 / batch)  # is told
     assert found["decode"]["median"] == found["caption"]["median"] == found["encode"]["median"] == pytest.approx(1)
     assert (found["batch"], found["repeats"]) == (batch, timing.REPEATS)
     assert found["machine"].endswith(", 3 threads")
@@ -125,14 +121,13 @@ def test_a_hiccup_moves_neither_median_nor_least(monkeypatch):
 
 
 def test_the_programs_run_as_cells_do(chain):
-    """The two networks that are more than the U-Net, for real."""
+    """A network with its adapter, for real."""
     params = chain["timing"]
-    networks = {task: {"f4": params["networks"][task]["f4"]} for task in ("codi", "guided")}
+    networks = {"codi": {"f4": params["networks"]["codi"]["f4"]}}
     found = timing.study_timing({**params, "networks": networks, "batch": 2}, 1, lambda line: None)
-    for task, kind in (("codi", "guided"), ("guided", "unguided")):
-        run = found["networks"][task]["f4"][kind]
-        assert 0 < run["step"]["median"] < 1 and run["step"]["least"] <= run["step"]["median"]
-        assert 0 <= run["start"]["least"] <= run["start"]["median"] <= run["start"]["greatest"]
+    run = found["networks"]["codi"]["f4"]["guided"]
+    assert 0 < run["step"]["median"] < 1 and run["step"]["least"] <= run["step"]["median"]
+    assert 0 <= run["start"]["least"] <= run["start"]["median"] <= run["start"]["greatest"]
     assert all(0 < found[part]["median"] < 1 for part in ("encode", "decode", "caption"))
 
 
