@@ -16,6 +16,11 @@ ONCE = ("data", "tokenizer", "autoencoder", "clip", "latents", "prompts", "refer
 TASKS = ("t2i", "superres", "dreambooth", "codi", "guided")
 
 
+def named(value):
+    """A test's name, the same in every process."""
+    return str(sorted(value) if isinstance(value, set) else value)[:60]
+
+
 def chain(*overlays):
     return Chain(Plan(Study(merged("smoke.yaml", OF_ALL, *overlays))))
 
@@ -147,7 +152,7 @@ def before():
     return digests(chain())
 
 
-@pytest.mark.parametrize(("overlay", "expected"), DOWNSTREAM, ids=lambda value: str(value)[:60])
+@pytest.mark.parametrize(("overlay", "expected"), DOWNSTREAM, ids=named)
 def test_a_change_reaches_what_follows_from_it_and_nothing_else(before, overlay, expected):
     assert changed(before, digests(chain(overlay))) == expected
 
@@ -487,7 +492,7 @@ def test_figures_of_downstream_tasks_know_what_they_show_beside_cells():
         ({"sampling": {"batch": 32}}, set(figures(chain()))),
         ({"sampling": {"keep_images": False}}, set()),
     ],
-    ids=str,
+    ids=named,
 )
 def test_a_figure_depends_on_its_settings_and_on_the_scores(overlay, expected):
     before, after = figures(chain()), figures(chain(overlay))
