@@ -30,7 +30,7 @@ study: .venv/ready
 	@echo "Explorer: results/$(STUDY)/explorer.html"
 
 test: .venv/ready-test
-	@$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup
+	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 lint: .venv/ready-test
 	$(BIN)/ruff check .

@@ -12,15 +12,9 @@ settings.register_profile("no deadline", deadline=None)
 settings.load_profile("no deadline")
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items):
-    """What shares a process: the tests of the finished smoke study (first, they take longest), and those of a file."""
-    workflow = [item for item in items if "workflow" in item.path.parts]
-    smoke = [item for item in workflow if "study" in item.fixturenames]
-    first = {item: place for place, item in enumerate([*smoke, *(item for item in workflow if item not in smoke)])}
-    items.sort(key=lambda item: first.get(item, len(items)))
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group("smoke study" if item in smoke else item.path.stem))
+    """What takes longest comes first, so that it is not left alone at the end."""
+    items.sort(key=lambda item: "workflow" not in item.path.parts)
 
 
 @pytest.fixture

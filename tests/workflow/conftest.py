@@ -1,6 +1,10 @@
 """The finished smoke study, made once for all tests of the workflow, and folders to run it in."""
 
+import json
+import os
+
 import pytest
+from filelock import FileLock
 from folders import Folder, cpu_seconds
 
 
@@ -12,10 +16,21 @@ def folder(tmp_path) -> Folder:
 
 @pytest.fixture(scope="session")
 def study(tmp_path_factory) -> Folder:
-    """The finished smoke study. Not to be changed: copy it."""
-    finished = Folder(tmp_path_factory.mktemp("study") / "finished")
-    with cpu_seconds() as finished.seconds:
-        finished.run()
+    """The finished smoke study, made by the first process of the tests that wants it. Not to be changed: copy it."""
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent
+    shared = shared / "smoke"
+    shared.mkdir(exist_ok=True)
+    with FileLock(shared / "lock"):
+        if (shared / "finished").exists():
+            finished = Folder(shared / "finished")
+            finished.seconds = json.loads((shared / "seconds").read_text())
+        else:
+            finished = Folder(shared / "finished")
+            with cpu_seconds() as finished.seconds:
+                finished.run()
+            (shared / "seconds").write_text(json.dumps(finished.seconds))
     return finished
 
 
