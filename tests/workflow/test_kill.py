@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -130,7 +131,7 @@ def test_a_killed_training_job_goes_on_under_snakemake(copy):
     manifest = read_json(copy / MODEL / "pretrain.json")
     assert len(kept) == 2
     for path in [*(copy / MODEL / "pretrain").iterdir(), copy / MODEL / "pretrain.json"]:
-        path.unlink()
+        path.unlink() if path.is_file() else shutil.rmtree(path)
 
     interrupt(copy, "job")
     interrupt(copy, "everything")
