@@ -77,8 +77,9 @@ rule costs:
 rule timing:
     """Seconds that every network takes on this machine, measured with nothing beside it, once programs are compiled."""
     input:
-        # What it waits for; nothing of it is read.
-        ancient([f"{results}/cells/{job}/scores.json" for job in plan.scoring_jobs()]),
+        # What it waits for; nothing of it is read. Not `ancient`: where such an input is made anew, Snakemake passes over
+        # a change of params.
+        [f"{results}/cells/{job}/scores.json" for job in plan.scoring_jobs()],
     output:
         f"{results}/timing.json",
     log:
