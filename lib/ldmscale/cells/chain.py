@@ -234,12 +234,8 @@ class Chain:
         # Each student begins where the one before it ended: how far to train is part of the digest.
         base = self._base(model)
         base["inputs"]["latents"] = self["latents"]["digest"]
-        params = {
-            **base,
-            **self.config["guided"],
-            "student": self.study.net_params(model, "guided"),
-            "diffusion": self.config["diffusion"],
-        }
+        params = {**base, **self.config["guided"], "student": self.study.net_params(model, "guided"),
+                  "diffusion": self.config["diffusion"]}  # fmt: skip
         return {**params, "digest": digest("guided", params)}
 
     def weights(self, cell: Cell) -> str:

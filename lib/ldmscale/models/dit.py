@@ -22,8 +22,13 @@ import jax.numpy as jnp
 
 from ldmscale.errors import UserError
 from ldmscale.models.layers import Dense, attend
-from ldmscale.models.unet import DTYPES
-from ldmscale.models.unet_layers import MAX_PERIOD, TimestepEmbedding, guidance_features, timestep_features
+from ldmscale.models.unet_layers import (
+    MAX_PERIOD,
+    TimestepEmbedding,
+    check_common,
+    guidance_features,
+    timestep_features,
+)
 
 NORM_EPSILON = 1e-6
 TIME_FEATURES = 256  # sinusoidal ones of a timestep, at every width
@@ -63,10 +68,7 @@ class DiTConfig:
                 f"width is {self.width}: it must be a multiple of 4 and of heads: {self.heads}, for example "
                 f"{step * max(1, round(self.width / step))}."
             )
-        if self.guidance_width < 0 or 0 < self.guidance_width < 4:
-            raise UserError(f"guidance_width is {self.guidance_width}: it must be 0 (none) or a number from 4 on.")
-        if self.dtype not in DTYPES:
-            raise UserError(f"dtype is '{self.dtype}': it must be {' or '.join(DTYPES)}.")
+        check_common(self.guidance_width, self.dtype)
 
 
 def positions(rows: int, columns: int, width: int) -> jax.Array:

@@ -17,10 +17,15 @@ import jax.numpy as jnp
 
 from ldmscale.errors import UserError
 from ldmscale.models.layers import Conv, Downsample, GroupNorm, ResnetBlock, Upsample
-from ldmscale.models.unet_layers import TimestepEmbedding, Transformer, guidance_features, timestep_features
+from ldmscale.models.unet_layers import (
+    TimestepEmbedding,
+    Transformer,
+    check_common,
+    guidance_features,
+    timestep_features,
+)
 
 NORM_EPSILON = 1e-5
-DTYPES = ("float32", "bfloat16")
 
 
 @dataclass(frozen=True)
@@ -64,10 +69,7 @@ class UNetConfig:
                 raise UserError(f"{key} is {getattr(self, key)}: it must be a positive whole number.")
         if min(self.level_heads) < 1:
             raise UserError(f"heads is {self.heads}: it must be a positive whole number.")
-        if self.guidance_width < 0 or 0 < self.guidance_width < 4:
-            raise UserError(f"guidance_width is {self.guidance_width}: it must be 0 (none) or a number from 4 on.")
-        if self.dtype not in DTYPES:
-            raise UserError(f"dtype is '{self.dtype}': it must be {' or '.join(DTYPES)}.")
+        check_common(self.guidance_width, self.dtype)
         # The middle block always attends, so the last level's channels count as an attention's.
         attended = [*self.attention_levels[:-1], True]
         for channels, heads, has_attention in zip(self.widths, self.level_heads, attended, strict=True):

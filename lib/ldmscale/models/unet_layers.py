@@ -1,4 +1,5 @@
-"""Layers of the U-Net alone: the embeddings of timestep and guidance weight, and the transformer over pixels.
+"""Embeddings of timestep and guidance weight, which both families of networks have, and the U-Net's transformer over
+pixels.
 
 Types, names and layouts as in :mod:`ldmscale.models.layers`.
 """
@@ -11,10 +12,20 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from ldmscale.errors import UserError
 from ldmscale.models.layers import Attention, Dense, GroupNorm, LayerNorm
 
 TRANSFORMER_NORM_EPSILON = 1e-6
 MAX_PERIOD = 10_000
+DTYPES = ("float32", "bfloat16")
+
+
+def check_common(guidance_width: int, dtype: str) -> None:
+    """What every network's config asks of these two: UserError for a width too small to embed, another type."""
+    if guidance_width < 0 or 0 < guidance_width < 4:
+        raise UserError(f"guidance_width is {guidance_width}: it must be 0 (none) or a number from 4 on.")
+    if dtype not in DTYPES:
+        raise UserError(f"dtype is '{dtype}': it must be {' or '.join(DTYPES)}.")
 
 
 def timestep_features(t: jax.Array, width: int) -> jax.Array:
