@@ -49,6 +49,7 @@ OVERLAY = {
         "fig07": {"models": ["SD"]},
         "dreambooth": None,
         "families": None,
+        "fits": None,
     },
 }  # fmt: skip
 

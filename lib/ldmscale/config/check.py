@@ -272,7 +272,7 @@ def _figures(config: dict) -> Iterator[str]:
     for figure, settings in config["figures"].items():
         if settings is None:
             continue
-        yield from _families_of(figure, settings, config)
+        yield from _models_of(figure, settings, config)
         for key in ("experiment", "baseline", "equal"):
             if key in settings and settings[key] not in running:
                 yield (
@@ -317,8 +317,11 @@ def _figures(config: dict) -> Iterator[str]:
                 )
 
 
-def _families_of(figure: str, settings: dict, config: dict) -> Iterator[str]:
+def _models_of(figure: str, settings: dict, config: dict) -> Iterator[str]:
+    """What a figure asks of the models themselves."""
     dits = {m["name"]: is_dit(m) for m in config["models"]}
+    if figure == "fits" and all("weights" in m for m in config["models"]):
+        yield "figures.fits shows training, but no model is trained here: set it to null"
     if figure == "fig02" and all(dits.values()):
         yield "figures.fig02 draws a U-Net, but models has none: set it to null"
     if figure == "families":
