@@ -10,7 +10,7 @@ from ldmscale.tasks.autoencoder import AutoencoderTask
 from ldmscale.training.encoders import train_encoder
 from ldmscale.training.weights import check_weights
 
-with job(snakemake.log[0], snakemake.threads) as say:
+with job(snakemake) as say:
     params, output = snakemake.params[0], Path(snakemake.output[0])
     config = AutoencoderConfig(**params["net"])
     if params["weights"]:

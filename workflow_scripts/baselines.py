@@ -9,7 +9,7 @@ from ldmscale.models.clip import CLIPConfig
 from ldmscale.provenance import read_manifest, write_manifest
 from ldmscale.training.encoders import load_encoder
 
-with job(snakemake.log[0], snakemake.threads) as say:
+with job(snakemake) as say:
     params, inputs = snakemake.params[0], snakemake.params[0]["inputs"]
     files = {"pairs": Path(snakemake.input.pairs), "prompts": Path(snakemake.input.prompts)}
     for stage, path in files.items():

@@ -10,7 +10,7 @@ from ldmscale.jobs import job
 from ldmscale.metrics.scores_file import read_scores
 from ldmscale.provenance import atomic_path, write_manifest
 
-with job(snakemake.log[0], snakemake.threads):
+with job(snakemake):
     params, output = snakemake.params[0], snakemake.output
     scores = read_scores(snakemake.input.scores, params["scores"])
     experiments = experiments_of(params)

@@ -15,7 +15,7 @@ from ldmscale.models.network import net_config
 from ldmscale.provenance import read_manifest, write_manifest
 from ldmscale.training.weights import load_weights
 
-with job(snakemake.log[0], snakemake.threads) as say:
+with job(snakemake) as say:
     params, inputs, output = snakemake.params[0], snakemake.params[0]["inputs"], Path(snakemake.output[0])
     base, source = Path(snakemake.input.model), Path(snakemake.input.subjects)
     subjects = read_manifest(source, "subjects", inputs["subjects"])["subjects"]

@@ -4,6 +4,6 @@ from ldmscale.jobs import job
 from ldmscale.metrics.costs import study_costs
 from ldmscale.provenance import write_manifest
 
-with job(snakemake.log[0], snakemake.threads):
+with job(snakemake):
     params = snakemake.params[0]
     write_manifest(snakemake.output[0], "costs", params["digest"], costs=study_costs(params))

@@ -8,7 +8,7 @@ from ldmscale.data.sources import open_source
 from ldmscale.jobs import job
 from ldmscale.provenance import write_manifest
 
-with job(snakemake.log[0], snakemake.threads) as say:
+with job(snakemake) as say:
     params = snakemake.params[0]
     folder = Path(snakemake.output[0]).parent
     counts, written, skipped = params["counts"], {}, []

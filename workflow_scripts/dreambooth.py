@@ -13,7 +13,7 @@ from ldmscale.tasks.dreambooth import Concept, DreamBoothTask
 from ldmscale.training.loop import TrainConfig, train
 from ldmscale.training.weights import load_weights
 
-with job(snakemake.log[0], snakemake.threads) as say:
+with job(snakemake) as say:
     params, inputs, output = snakemake.params[0], snakemake.params[0]["inputs"], Path(snakemake.output[0])
     base, source = Path(snakemake.input.model), Path(snakemake.input.subjects)
     made = read_manifest(source, "subjects", inputs["subjects"])

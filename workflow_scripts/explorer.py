@@ -10,7 +10,7 @@ from ldmscale.jobs import job
 from ldmscale.metrics.scores_file import read_scores
 from ldmscale.provenance import atomic_path, read_manifest
 
-with job(snakemake.log[0], snakemake.threads) as say:
+with job(snakemake) as say:
     params = snakemake.params[0]
     scores = read_scores(snakemake.input.scores, params["scores"])
     cells = Path(snakemake.input.scores).parent / "cells"

@@ -10,7 +10,7 @@ from ldmscale.jobs import job
 from ldmscale.metrics.scores_file import read_scores
 from ldmscale.provenance import read_manifest
 
-with job(snakemake.log[0], snakemake.threads):
+with job(snakemake):
     params = snakemake.params[0]
     results = Path(snakemake.input.scores).parent
     stages = map(Path, snakemake.input.beside)

@@ -13,7 +13,7 @@ from ldmscale.jobs import job
 from ldmscale.metrics.scores_file import read_scores
 from ldmscale.provenance import atomic_path, read_manifest, write_manifest
 
-with job(snakemake.log[0], snakemake.threads):
+with job(snakemake):
     params, output = snakemake.params[0], snakemake.output
     losses = {}
     for model, digest in params["losses"].items():

@@ -6,7 +6,7 @@ from ldmscale.metrics.gather import scores_table, with_seconds
 from ldmscale.metrics.scores_file import write_scores
 from ldmscale.provenance import read_manifest
 
-with job(snakemake.log[0], snakemake.threads):
+with job(snakemake):
     params = snakemake.params[0]
     rows = []
     for path, digest in zip(snakemake.input.scores, params["jobs"].values(), strict=True):

@@ -15,7 +15,7 @@ from ldmscale.provenance import read_manifest, write_manifest
 from ldmscale.training.encoders import load_encoder
 from ldmscale.training.weights import load_adapted, load_weights
 
-with job(snakemake.log[0], snakemake.threads) as say:
+with job(snakemake) as say:
     params, inputs = snakemake.params[0], snakemake.params[0]["inputs"]
     ae, net = AutoencoderConfig(**params["ae"]), net_config(params["net"])
     made = read_manifest(snakemake.input.model, Path(snakemake.input.model).stem, inputs["model"])

@@ -11,7 +11,7 @@ from ldmscale.tasks.guided import GuidedTask
 from ldmscale.training.loop import TrainConfig, train
 from ldmscale.training.weights import load_weights
 
-with job(snakemake.log[0], snakemake.threads) as say:
+with job(snakemake) as say:
     params, inputs, output = snakemake.params[0], snakemake.params[0]["inputs"], Path(snakemake.output[0])
     base, source = Path(snakemake.input.model), Path(snakemake.input.latents)
     latents = Latents.load(source.parent, read_manifest(source, "latents", inputs["latents"])["scale"])

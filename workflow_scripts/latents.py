@@ -15,7 +15,7 @@ from ldmscale.provenance import read_manifest, write_manifest
 from ldmscale.tasks.clip import caption_rows
 from ldmscale.training.encoders import load_encoder
 
-with job(snakemake.log[0], snakemake.threads) as say:
+with job(snakemake) as say:
     params, inputs = snakemake.params[0], snakemake.params[0]["inputs"]
     ae, text = AutoencoderConfig(**params["ae"]), TextTower(**params["text"])
     data, tokenizer = Path(snakemake.input.data), Path(snakemake.input.tokenizer)

@@ -19,7 +19,7 @@ th, td {{border-bottom: 1px solid #ccc; padding: .3em .8em; text-align: left; ve
 {body}</body></html>
 """
 
-with job(snakemake.log[0], snakemake.threads):
+with job(snakemake):
     # Raw HTML is off: prompts come from captions that anyone may have written.
     markdown = MarkdownIt("commonmark", {"html": False}).enable("table")
     for name, source in snakemake.input.items():

@@ -14,7 +14,7 @@ from ldmscale.models.clip import TextTower
 from ldmscale.provenance import read_manifest, write_manifest
 from ldmscale.training.encoders import load_encoder
 
-with job(snakemake.log[0], snakemake.threads) as say:
+with job(snakemake) as say:
     params, inputs = snakemake.params[0], snakemake.params[0]["inputs"]
     ae, text = AutoencoderConfig(**params["ae"]), TextTower(**params["text"])
     folder, tokenizer = Path(snakemake.output[0]).parent, snakemake.input.tokenizer

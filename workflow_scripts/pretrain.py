@@ -13,7 +13,7 @@ from ldmscale.tasks.preview import preview
 from ldmscale.training.encoders import load_encoder
 from ldmscale.training.loop import TrainConfig, train
 
-with job(snakemake.log[0], snakemake.threads) as say:
+with job(snakemake) as say:
     params, output = snakemake.params[0], Path(snakemake.output[0])
     source = Path(snakemake.input.latents)
     latents = Latents.load(source.parent, read_manifest(source, "latents", params["inputs"]["latents"])["scale"])

@@ -13,7 +13,7 @@ from ldmscale.models.clip import CLIPConfig, TextTower
 from ldmscale.provenance import read_manifest, write_manifest
 from ldmscale.training.encoders import load_encoder
 
-with job(snakemake.log[0], snakemake.threads):
+with job(snakemake):
     params, inputs = snakemake.params[0], snakemake.params[0]["inputs"]
     clip, text = CLIPConfig(**params["clip"]), TextTower(**params["text"])
     data, tokenizer = Path(snakemake.input.data), Path(snakemake.input.tokenizer)

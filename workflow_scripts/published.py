@@ -6,7 +6,7 @@ from ldmscale.models.network import net_config
 from ldmscale.provenance import write_manifest
 from ldmscale.training.weights import check_weights
 
-with job(snakemake.log[0], snakemake.threads):
+with job(snakemake):
     params = snakemake.params[0]
     weights = check_weights(params["weights"], net_config(params["net"]))
     write_manifest(snakemake.output[0], "published", params["digest"], weights={PUBLISHED: str(weights)})

@@ -13,7 +13,7 @@ from ldmscale.models.clip import CLIPConfig
 from ldmscale.provenance import read_manifest, write_manifest
 from ldmscale.training.encoders import load_encoder
 
-with job(snakemake.log[0], snakemake.threads):
+with job(snakemake):
     params, data = snakemake.params[0], Path(snakemake.input.data)
     clip = CLIPConfig(**params["clip"])
     read_manifest(data, "data", params["inputs"]["data"])

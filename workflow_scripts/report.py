@@ -9,7 +9,7 @@ from ldmscale.errors import UserError
 from ldmscale.jobs import job
 from ldmscale.provenance import atomic_path
 
-with job(snakemake.log[0], snakemake.threads) as say, atomic_path(snakemake.output[0]) as temporary:
+with job(snakemake) as say, atomic_path(snakemake.output[0]) as temporary:
     # The merged config stands for whatever overlays this run was given. This run's profile must not be applied to the
     # second one, and this run's lock is expected.
     command = [sys.executable, "-m", "snakemake", "figures", "pages", "--cores", "1", "--nolock"]

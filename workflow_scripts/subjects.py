@@ -13,7 +13,7 @@ from ldmscale.models.clip import CLIPConfig, TextTower
 from ldmscale.provenance import read_manifest, write_manifest
 from ldmscale.training.encoders import load_encoder
 
-with job(snakemake.log[0], snakemake.threads) as say:
+with job(snakemake) as say:
     params, inputs = snakemake.params[0], snakemake.params[0]["inputs"]
     ae, clip, text = AutoencoderConfig(**params["ae"]), CLIPConfig(**params["clip"]), TextTower(**params["text"])
     size, names, token = params["image_size"], params["subjects"], params["identifier"]

@@ -11,7 +11,7 @@ from ldmscale.tasks.superres import SuperresTask
 from ldmscale.training.loop import TrainConfig, train
 from ldmscale.training.weights import load_weights
 
-with job(snakemake.log[0], snakemake.threads) as say:
+with job(snakemake) as say:
     params, inputs, output = snakemake.params[0], snakemake.params[0]["inputs"], Path(snakemake.output[0])
     base, source = Path(snakemake.input.model), Path(snakemake.input.pairs)
     scale = read_manifest(source, "pairs", inputs["pairs"])["scale"]

@@ -5,7 +5,7 @@ from ldmscale.models.clip import TextTower
 from ldmscale.provenance import write_manifest
 from ldmscale.training.weights import check_weights
 
-with job(snakemake.log[0], snakemake.threads):
+with job(snakemake):
     params = snakemake.params[0]
     weights = check_weights(params["weights"], TextTower(**params["net"]))
     write_manifest(snakemake.output[0], "text_encoder", params["digest"], weights=str(weights))

@@ -4,6 +4,6 @@ from ldmscale.jobs import job
 from ldmscale.metrics.timing import study_timing
 from ldmscale.provenance import write_manifest
 
-with job(snakemake.log[0], snakemake.threads) as say:
+with job(snakemake) as say:
     params = snakemake.params[0]
     write_manifest(snakemake.output[0], "timing", params["digest"], timing=study_timing(params, snakemake.threads, say))

@@ -7,7 +7,7 @@ from ldmscale.data.tokenizer import load_tokenizer, train_tokenizer
 from ldmscale.jobs import job
 from ldmscale.provenance import read_manifest, write_manifest
 
-with job(snakemake.log[0], snakemake.threads):
+with job(snakemake):
     params = snakemake.params[0]
     if params.get("files"):
         file = Path(params["files"])

@@ -17,7 +17,7 @@ from ldmscale.provenance import is_current, read_manifest, write_manifest
 from ldmscale.training.encoders import load_encoder
 from ldmscale.training.weights import load_weights
 
-with job(snakemake.log[0], snakemake.threads) as say:
+with job(snakemake) as say:
     params, inputs, paths = snakemake.params[0], snakemake.params[0]["inputs"], snakemake.input
     data, prompts = Path(paths.data), Path(paths.prompts)
     read_manifest(data, "data", inputs["data"])

@@ -11,6 +11,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from ldmscale.errors import UserError
 from ldmscale.runtime import use_compile_cache, use_threads
@@ -71,15 +72,18 @@ COUNT = re.compile(r"(\d+)/([1-9]\d*)\b")
 
 
 @contextmanager
-def job(log: str, threads: int) -> Iterator[Say]:
-    """Run a script's body; yields ``say(line)``, which writes to ``log``.
+def job(snakemake: Any) -> Iterator[Say]:
+    """Run a script's body; yields ``say(line)``, which writes to the job's log.
+
+    ``snakemake`` is what Snakemake hands to the script, of which its ``log`` and ``threads`` are read.
 
     A line that begins with ``done/total`` gets the share that is done and the time left (:class:`Progress`), unless it
     has them. A :class:`UserError` ends the process with status 1 and its sentence on standard error and in the log; any
     other exception is logged whole and ends it with its last line, so that a user sees what failed and where to read
     more.
     """
-    use_threads(threads)
+    log = snakemake.log[0]
+    use_threads(snakemake.threads)
     use_compile_cache(os.environ.get("LDMSCALE_COMPILE_CACHE", COMPILE_CACHE))
     Path(log).parent.mkdir(parents=True, exist_ok=True)
     began, counting = time.monotonic(), {}
