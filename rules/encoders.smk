@@ -10,6 +10,7 @@ rule autoencoder:
     input:
         data=rules.data.output[0],
         weights=external(config["autoencoder"]["weights"]),
+        photos=external(config["autoencoder"]["photos"]),
     output:
         f"{results}/encoders/autoencoder.json",
     log:

@@ -2,6 +2,9 @@
 
 from pathlib import Path
 
+import numpy as np
+
+from ldmscale.data.patches import crops
 from ldmscale.data.records import read_split
 from ldmscale.jobs import job
 from ldmscale.models.autoencoder import AutoencoderConfig
@@ -19,6 +22,9 @@ with job(snakemake) as say:
         data = Path(snakemake.input.data)
         read_manifest(data, "data", params["inputs"]["data"])
         images = read_split(data.parent, "train").images
+        if "photos" in params:
+            say(f"half of the images are crops of {params['photos']}")
+            images = np.concatenate([images, crops(params["photos"], images.shape[1], len(images), params["seed"])])
         task = AutoencoderTask(config, images, params["train"]["batch"], params["kl_weight"], params["seed"])
         weights = train_encoder(task, params, output.with_suffix(""), say)
     write_manifest(output, "autoencoder", params["digest"], weights=str(weights))

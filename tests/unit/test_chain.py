@@ -90,6 +90,7 @@ DOWNSTREAM = [
     ({"autoencoder": {"kl_weight": 2.0e-6}}, {"autoencoder"} | ENCODED),
     ({"autoencoder": {"channels": 16}}, {"autoencoder", "costs", "timing"} | ENCODED),
     ({"autoencoder": {"train": {"steps": 31}}}, {"autoencoder"} | ENCODED),
+    ({"autoencoder": {"photos": "photos"}}, {"autoencoder"} | ENCODED),
     ({"autoencoder": {"weights": "weights.safetensors"}}, {"autoencoder"} | ENCODED),
     ({"clip": {"image_depth": 2}}, CLIP),
     ({"clip": {"train": {"learning_rate": 1.0e-3}}}, CLIP),

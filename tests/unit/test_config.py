@@ -73,6 +73,8 @@ BAD = [
     ({"dit": {"heads": 3}}, ["'heads'", "at dit", "mlp_ratio"]),
     ({"models": [DIT], "figures": {**NAMES["figures"], "fig02": {}}}, ["figures.fig02 draws a U-Net", "null"]),
     ({"models": TWO, **NAMES}, ["figures.families compares", "one family"]),
+    ({"figures": {"fig07": {"steps": 3}}}, ["figures.fig07 shows 3 steps", "experiments.grid.steps are"]),
+    ({"figures": {"fig13": {"steps": [4, 7]}}}, ["figures.fig13 shows 7 steps", "experiments.grid.steps are"]),
     ({"models": [{**m, "weights": "w"} for m in TWO], **NAMES}, ["figures.fits shows training", "null"]),
     ({"figures": {"families": {"models": ["f4", "f8"]}}}, ["figures.families compares", "one family"]),
     ({"figures": {"families": {"experiment": "superres"}}}, ["figures.families.experiment", "t2i"]),

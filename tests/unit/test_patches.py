@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from ldmscale.data.images import open_image
-from ldmscale.data.patches import Patch, Patches, image_names, train_crop
+from ldmscale.data.patches import Patch, Patches, crops, image_names, train_crop
 from ldmscale.errors import UserError
 
 REAL = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "photos_hr" / "HR"
@@ -248,3 +248,15 @@ def test_real_photos():
         crop = patches.read(index)
         np.testing.assert_array_equal(crop, np.asarray(Image.open(REAL / patch.file).convert("RGB").crop(box)))
         assert crop.std() > 10
+
+
+def test_crops_are_so_many_and_about_as_many_of_each_photo(tmp_path):
+    found = crops(make(tmp_path), 16, 10, seed=3)
+    assert found.shape == (10, 16, 16, 3) and found.dtype == np.uint8
+    assert np.unique(found[:, 0, 0, 2], return_counts=True)[1].tolist() == [3, 2, 3, 2]
+    assert len(np.unique(found.reshape(10, -1), axis=0)) == 10
+    assert np.array_equal(found, crops(tmp_path, 16, 10, seed=3)) and (found != crops(tmp_path, 16, 10, seed=4)).any()
+    with pytest.raises(UserError, match="3.png: 60 x 43 pixels, a patch needs 42 of both|0.png: 60 x 40"):
+        crops(tmp_path, 42, 4, 0)
+    with pytest.raises(UserError, match="does not exist"):
+        crops(tmp_path / "none", 16, 4, 0)

@@ -285,7 +285,11 @@ def test_photos_of_every_kind_of_file_are_taken(copy, tmp_path):
     for path in (tmp_path / "subjects" / "more").iterdir():
         path.rename(tmp_path / "subjects" / "toy" / path.name)
     overlay["superres"] = {"train": str(photos), "evaluation": str(photos), "patches": 2, "degradation": "real-esrgan"}
-    copy.run(PAIRS, SUBJECTS, overlay=overlay)
+    overlay["autoencoder"] = {"photos": str(photos)}
+    autoencoder, before = RESULTS / "encoders/autoencoder.json", read_json(copy / RESULTS / "encoders/autoencoder.json")
+    copy.run(PAIRS, SUBJECTS, autoencoder, overlay=overlay)
+    assert read_json(copy / autoencoder)["digest"] != before["digest"]
+    assert f"half of the images are crops of {photos}" in (copy / RESULTS / "logs" / "autoencoder.log").read_text()
     assert read_json(copy / PAIRS)["patches"] == 4 * 2
     hr = np.load(copy / RESULTS / "superres" / "hr.npy")
     assert hr.shape == (8, 16, 16, 3) and (hr.reshape(8, -1).std(axis=1) > 10).all()

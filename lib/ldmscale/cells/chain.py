@@ -83,7 +83,10 @@ class Chain:
         if section["weights"]:
             return self._make("autoencoder", net=self.study.autoencoder_params(), weights=section["weights"],
                               file=file_digest(section["weights"]))  # fmt: skip
-        return self._make("autoencoder", ("data",), net=self.study.autoencoder_params(), weights=None,
+        photos = (
+            {"photos": section["photos"], "listing": listing_digest(section["photos"])} if section["photos"] else {}
+        )
+        return self._make("autoencoder", ("data",), net=self.study.autoencoder_params(), weights=None, **photos,
                           kl_weight=section["kl_weight"], train=section["train"], seed=self.study.seed)  # fmt: skip
 
     def _clip(self) -> dict[str, Any]:

@@ -27,6 +27,8 @@ FIGURE_SETTINGS = {
     "metric": ("fig08", "fig09", "fig11", "fig13", "families"),
     "axis": ("fig09", "fig11", "fig12", "fig13", "families"),
 }
+# Of which experiment a figure shows cells of the given `steps`; fig11's is a limit.
+STEPS_OF = {**dict.fromkeys(("fig05", "fig07", "fig17", "fig18"), "experiment"), "fig13": "baseline"}
 
 
 def check(config: dict, schema_path: str | Path) -> None:
@@ -287,6 +289,12 @@ def _figures(config: dict) -> Iterator[str]:
                 yield f"figures.{figure} has no '{key}': only {', '.join(figures)} have"
         if settings.get("metric") == "fd_dino" and not config["metrics"]["dinov2"]:
             yield f"figures.{figure}.metric is 'fd_dino', but metrics.dinov2 is null: give the path of its weights"
+        shown = config["experiments"].get(settings.get(STEPS_OF.get(figure))) or {}
+        asked = settings.get("steps", [])
+        for steps in asked if isinstance(asked, list) else [asked]:
+            if steps not in shown.get("steps", [steps]):
+                named = settings[STEPS_OF[figure]]
+                yield f"figures.{figure} shows {steps} steps, but experiments.{named}.steps are {shown['steps']}"
         for name in settings.get("subjects", []):
             if name not in (subjects := (config["dreambooth"] or {}).get("subjects", [])):
                 yield f"figures.{figure}.subjects names '{name}', which is not among {', '.join(subjects)}"

@@ -109,6 +109,18 @@ class Patches:
         return [Patch(name, int(top), int(left)) for top, left in zip(tops, lefts, strict=True)]
 
 
+def crops(folder: str | Path, size: int, count: int, seed: int) -> np.ndarray:
+    """``count`` random crops of ``folder``'s images, uint8 [count,size,size,3], about as many of each.
+
+    Raises UserError where an image cannot be read or is smaller than a crop.
+    """
+    images = max(1, len(image_names(Path(folder)))) if Path(folder).is_dir() else 1
+    patches = Patches(folder, size, -(-count // images), seed)
+    # Evenly over all of them, in their order: an image stays open for its crops.
+    chosen = np.arange(count) * len(patches) // count
+    return np.stack([patches.read(i) for i in chosen])
+
+
 def image_names(folder: Path) -> list[str]:
     """Names, sorted, of the files in ``folder`` that have an image's suffix and are not hidden."""
     suffixes = {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN}
