@@ -139,7 +139,7 @@ def test_fig13_left_is_fid_against_size(studies):
         table = table[table["steps"] == steps]
         assert line.get_xdata().tolist() == [m.params for m in study.models]
         assert line.get_ydata().tolist() == table["fid"].tolist()
-    assert left.get_xlabel() == "Parameters of the U-Net"
+    assert left.get_xlabel() == "Parameters of the network"
     assert "100k" in [t.get_text() for t in left.get_xticklabels()]
     assert second.get_xlim() == left.get_xlim()
 

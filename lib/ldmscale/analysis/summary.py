@@ -215,8 +215,8 @@ the features and on the number of images, so these FIDs, from {markdown_text(stu
 {study.n_heldout} images, compare with each other and not with FIDs published elsewhere.
 - **CLIP score** (higher is better) is the mean cosine similarity between an image and its prompt.
 - **CFG**, the guidance weight, says how strongly the prompt pulls on the image; 1 is no pull beyond the model's own.
-- **Cost** is the paper's: U-Net cost relative to the reference model, times the number of steps. It leaves out the \
-second evaluation that guidance needs, the text encoder and the decoder; *whole cost* counts them all.
+- **Cost** is the paper's: a network's cost relative to the reference model, times the number of steps. It leaves out \
+the second evaluation that guidance needs, the text encoder and the decoder; *whole cost* counts them all.
 - Guidance weights, and in budget comparisons steps and models too, are chosen on the {study.n_tuning} tuning prompts; \
 every number is reported on the {study.n_heldout} held-out prompts.
 - **Intervals** are 95% intervals from bootstrap resampling of the prompts, the same resample for every setting, so \

@@ -75,7 +75,7 @@ def fig13(data: FigureData) -> Figure:
     style.log_axis(left, "x", shown["params"], at_least=3)
     left.set_xticks(left.get_xticks(), [format_params(n) for n in left.get_xticks()])
     style.metric_axis(left, shown[metric], metric)
-    left.set_xlabel("Parameters of the U-Net")
+    left.set_xlabel("Parameters of the network")
     left_handles += _draw_factors(left.twinx(), factors, {m.name: m.params for m in models})
 
     for model in models:

@@ -78,7 +78,7 @@ def same_cost_grid(data: FigureData) -> Figure:
     first = by_row[0][0]
     note = (
         f"{style.study_line(data.study)} {SAMPLER_NAMES[first.sampler]}, CFG {first.cfg:g}. Steps: cost over the "
-        f"model's U-Net cost relative to the reference, rounded, at least 1. {NOT_PICKED}"
+        f"model's network cost relative to the reference, rounded, at least 1. {NOT_PICKED}"
     )
     return picture_grid(headers, rows, note)
 

@@ -73,10 +73,10 @@ INK, GREY = "#222222", "#666666"
 CAPTION_SIZE = 6.2
 WHISKERS = "Whiskers: 95% bootstrap intervals over prompts; all points share the prompts, so differences are surer."
 AXIS_NOTES = {
-    "cost": "Sampling cost: U-Net cost relative to the reference model × steps.",
-    "nfe_cost": "Sampling cost: U-Net cost relative to the reference model × its evaluations, two a guided step.",
-    "sampling_tflops": "TFLOPs: all evaluations of the U-Net, text encoder and decoder.",
-    "seconds": "Seconds: all evaluations of the U-Net, text encoder and decoder, measured on {}.",
+    "cost": "Sampling cost: a network's cost relative to the reference model × steps.",
+    "nfe_cost": "Sampling cost: a network's cost relative to the reference model × its evaluations, two a guided step.",
+    "sampling_tflops": "TFLOPs: all evaluations of the network, text encoder and decoder.",
+    "seconds": "Seconds: all evaluations of the network, text encoder and decoder, measured on {}.",
 }
 MARKERS = ("o", "s", "^", "D", "v", "p", "<", "h", ">", "d", "8")
 RAMPS = {UNET: ("viridis", 0.87, 0.0, MARKERS), DIT: ("OrRd", 0.45, 1.0, ("P", "X", "*", (3, 0, 90), (4, 1, 0)))}
