@@ -23,4 +23,4 @@ with job(snakemake):
         return data.previews(cell)
 
     figure = FIGURES[snakemake.wildcards.figure](replace(data, previews=previews))
-    save_figure(figure, snakemake.output.pdf, snakemake.output.png, params["dpi"])
+    save_figure(figure, snakemake.output.pdf, snakemake.output.png, params["dpi"], params["digest"])

@@ -83,10 +83,9 @@ class Chain:
         if section["weights"]:
             return self._make("autoencoder", net=self.study.autoencoder_params(), weights=section["weights"],
                               file=file_digest(section["weights"]))  # fmt: skip
-        photos = (
-            {"photos": section["photos"], "listing": listing_digest(section["photos"])} if section["photos"] else {}
-        )
-        return self._make("autoencoder", ("data",), net=self.study.autoencoder_params(), weights=None, **photos,
+        photos = section["photos"]
+        mixed = {"photos": photos, "listing": listing_digest(photos)} if photos else {}
+        return self._make("autoencoder", ("data",), net=self.study.autoencoder_params(), weights=None, **mixed,
                           kl_weight=section["kl_weight"], train=section["train"], seed=self.study.seed)  # fmt: skip
 
     def _clip(self) -> dict[str, Any]:
@@ -404,7 +403,7 @@ class Chain:
         tasks = {cell.task for name in shown for cell in self.plan.experiments[name]}
         beside = {stage: self[stage]["digest"] for task in sorted(tasks) for stage in BESIDE.get(task, ())}
         beside |= {stage: self[stage]["digest"] for stage in SHOWN_ALONE.get(figure, ())}
-        return {**self.report(*shown), "drawn": drawn, "beside": beside, "settings": settings,
-                "dpi": self.config["dpi"],
-                "gallery": self.config["gallery"], "network": network,
-                "interpolation": self.config["interpolation"] if "pair" in settings else None}  # fmt: skip
+        params = {**self.report(*shown), "drawn": drawn, "beside": beside, "settings": settings,
+                  "dpi": self.config["dpi"], "gallery": self.config["gallery"], "network": network,
+                  "interpolation": self.config["interpolation"] if "pair" in settings else None}  # fmt: skip
+        return {**params, "digest": digest("figure", params)}

@@ -24,9 +24,9 @@ def read_study(overlays: Iterable[str | Path], folder: str | Path = ".") -> Stud
     defaults, schema = Path(folder) / DEFAULTS, Path(folder) / SCHEMA
     if not defaults.is_file() or not schema.is_file():
         raise UserError(f"{defaults} or {schema} is not there: run this in the folder of ldmscale's Snakefile")
-    config = _read(defaults)
+    config = read_yaml(defaults)
     for overlay in overlays:
-        config = merge(config, _read(Path(overlay)))
+        config = merge(config, read_yaml(Path(overlay)))
     check(config, schema)
     return Study(config)
 
@@ -39,7 +39,8 @@ def merge(config: Any, overlay: Mapping) -> dict:
     return merged
 
 
-def _read(path: Path) -> dict:
+def read_yaml(path: Path) -> dict:
+    """The mapping of a YAML file. Raises UserError where it is missing, or no mapping."""
     try:
         value = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:

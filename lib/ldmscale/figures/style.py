@@ -106,13 +106,14 @@ def new_figure(width: float, height: float) -> Figure:
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def save_figure(fig: Figure, pdf_path: str | Path, png_path: str | Path, dpi: int) -> None:
-    """Write ``fig`` as PDF and PNG; the same figure gives the same bytes (no date, no program version in the PNG)."""
+def save_figure(fig: Figure, pdf_path: str | Path, png_path: str | Path, dpi: int, digest: str = "") -> None:
+    """Write ``fig`` as PDF and PNG, which carry the ``digest`` of what it was drawn from; the same figure gives the
+    same bytes (no date, no program version in the PNG)."""
     with style():
         with atomic_path(pdf_path) as temporary:
-            fig.savefig(temporary, format="pdf", dpi=max(dpi, 300), metadata={"CreationDate": None})
+            fig.savefig(temporary, format="pdf", dpi=max(dpi, 300), metadata={"CreationDate": None, "Subject": digest})
         with atomic_path(png_path) as temporary:
-            fig.savefig(temporary, format="png", dpi=dpi, metadata={"Software": None})
+            fig.savefig(temporary, format="png", dpi=dpi, metadata={"Software": None, "digest": digest})
 
 
 # ---------------------------------------------------------------------------------------------------------------------
