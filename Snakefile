@@ -61,6 +61,14 @@ localrules:
     figures,
     cells,
     models,
+    # Seconds each: on a cluster, quicker done than sent.
+    costs,
+    gather,
+    figure,
+    table1,
+    summary,
+    pages,
+    explorer,
 
 
 # Every tracked layer is a target, not the last one alone: Snakemake can take a job that failed after a change of its

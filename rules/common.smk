@@ -13,6 +13,9 @@ os.environ.setdefault("MALLOC_ARENA_MAX", "1")
 os.environ.setdefault("MALLOC_MMAP_MAX_", "0")
 os.environ.setdefault("MALLOC_TRIM_THRESHOLD_", str(2**40))
 
+# For ldmscale.storage in every job: where files are kept changes no result, so it is in no rule's params.
+os.environ["LDMSCALE_STORAGE"] = config["storage"] or ""
+
 
 def external(*paths):
     """Files from outside that a rule reads, as inputs where they exist; a script says what is missing otherwise.

@@ -73,9 +73,34 @@ if config["text_encoder"]:
 text_output = (rules.text_encoder if config["text_encoder"] else rules.clip).output[0]
 
 
+if parts > 1:
+
+    rule latents_part:
+        """Encode every so many shards of the training images and captions, beside the other parts."""
+        input:
+            data=rules.data.output[0],
+            tokenizer=rules.tokenizer.output[0],
+            autoencoder=rules.autoencoder.output[0],
+            text=text_output,
+        output:
+            f"{results}/latents/part-{{part}}-of-{{parts}}.json",
+        log:
+            f"{results}/logs/latents-{{part}}-of-{{parts}}.log",
+        priority: 90
+        resources:
+            tpu=1,
+        params:
+            stages["latents"],
+        message:
+            "encode part {wildcards.part} of {wildcards.parts} of the training images and captions"
+        script:
+            "../workflow_scripts/latents.py"
+
+
 rule latents:
     """Encode the training images and captions once, for every model to train on."""
     input:
+        parts=[f"{results}/latents/part-{part}-of-{parts}.json" for part in range(parts) if parts > 1],
         data=rules.data.output[0],
         tokenizer=rules.tokenizer.output[0],
         autoencoder=rules.autoencoder.output[0],

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from ldmscale.cells.cell import Cell
+from ldmscale.config.study import Study
 from ldmscale.data.encoded import OFFSETS, load_array, save_array
 from ldmscale.diffusion.schedule import Schedule
 from ldmscale.errors import UserError
@@ -13,15 +14,19 @@ from ldmscale.generation.draws import Draws
 from ldmscale.jobs import job
 from ldmscale.models.network import net_config
 from ldmscale.provenance import read_manifest, write_manifest
+from ldmscale.training.sharding import Devices
 from ldmscale.training.weights import load_weights
 
 with job(snakemake) as say:
     params, inputs, output = snakemake.params[0], snakemake.params[0]["inputs"], Path(snakemake.output[0])
+    devices = Devices(**Study(snakemake.config).devices(snakemake.wildcards.model))
     base, source = Path(snakemake.input.model), Path(snakemake.input.subjects)
     subjects = read_manifest(source, "subjects", inputs["subjects"])["subjects"]
     net = net_config(params["net"])
     weights = load_weights(read_manifest(base, base.stem, inputs["model"])["weights"][params["base"]], net)
-    generator = Generator(net, Schedule(**params["diffusion"]), params["latent_size"], params["batch"], params["seed"])
+    generator = Generator(
+        net, Schedule(**params["diffusion"]), params["latent_size"], params["batch"], params["seed"], devices=devices
+    )
     cell = Cell("t2i", snakemake.wildcards.model, params["base"], params["sampler"], params["steps"], params["cfg"])
     numbers = OFFSETS["prior"] + np.arange(params["images"])
     null, files = load_array(source.parent / "null.npy"), {}

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ldmscale.config.study import Study
 from ldmscale.data.encoded import load_array
 from ldmscale.diffusion.schedule import Schedule
 from ldmscale.jobs import job
@@ -11,13 +12,15 @@ from ldmscale.models.network import net_config
 from ldmscale.provenance import read_manifest, write_manifest
 from ldmscale.tasks.dreambooth import Concept, DreamBoothTask
 from ldmscale.training.loop import TrainConfig, train
+from ldmscale.training.sharding import Devices
 from ldmscale.training.weights import load_weights
 
 with job(snakemake) as say:
     params, inputs, output = snakemake.params[0], snakemake.params[0]["inputs"], Path(snakemake.output[0])
+    devices = Devices(**Study(snakemake.config).devices(snakemake.wildcards.model))
     base, source = Path(snakemake.input.model), Path(snakemake.input.subjects)
     made = read_manifest(source, "subjects", inputs["subjects"])
-    net, scale = net_config(params["net"]), made["scale"]
+    net, scale = net_config(params["net"], devices.remat), made["scale"]
     pretrained = load_weights(read_manifest(base, base.stem, inputs["model"])["weights"][params["base"]], net)
     prior_files = {}
     if params["prior_weight"]:
@@ -40,6 +43,8 @@ with job(snakemake) as say:
         )  # fmt: skip
         say(f"{subject}, a {about['class_name']}")
         folder = output.with_suffix("") / subject
-        kept = train(task, config, folder, params["digest"], params["checkpoints"], say=say, programs=programs)
+        kept = train(
+            task, config, folder, params["digest"], params["checkpoints"], say=say, programs=programs, devices=devices
+        )
         weights |= {f"dreambooth_{subject}-{step}": str(path) for step, path in kept.items()}
     write_manifest(output, "dreambooth", params["digest"], weights=weights)

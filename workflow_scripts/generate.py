@@ -4,6 +4,8 @@ import re
 from functools import lru_cache
 from pathlib import Path
 
+from ldmscale.cells.cell import Cell
+from ldmscale.config.study import Study
 from ldmscale.diffusion.schedule import Schedule
 from ldmscale.generation.cells import Generator, generate
 from ldmscale.generation.draws import open_draws
@@ -13,10 +15,13 @@ from ldmscale.models.autoencoder import AutoencoderConfig
 from ldmscale.models.network import net_config
 from ldmscale.provenance import read_manifest, write_manifest
 from ldmscale.training.encoders import load_encoder
+from ldmscale.training.sharding import Devices
 from ldmscale.training.weights import load_adapted, load_weights
 
 with job(snakemake) as say:
     params, inputs = snakemake.params[0], snakemake.params[0]["inputs"]
+    model = Cell.parse(params["cells"][0]["path"]).model
+    devices = Devices(**Study(snakemake.config).devices(model))
     ae, net = AutoencoderConfig(**params["ae"]), net_config(params["net"])
     made = read_manifest(snakemake.input.model, Path(snakemake.input.model).stem, inputs["model"])
     scale = params["scale"] or read_manifest(snakemake.input.latents, "latents", inputs["latents"])["scale"]
@@ -24,7 +29,7 @@ with job(snakemake) as say:
     read_manifest(source, source.stem, inputs[source.stem])
     adapted = params["task"] == "codi"
     generator = Generator(
-        net, Schedule(**params["diffusion"]), params["latent_size"], params["batch"], params["seed"], adapted
+        net, Schedule(**params["diffusion"]), params["latent_size"], params["batch"], params["seed"], adapted, devices
     )
     encoders = Encoders(ae, batch=params["batch"])
     ae_weights = load_encoder(snakemake.input.autoencoder, inputs["autoencoder"], ae)

@@ -12,6 +12,7 @@ from ldmscale.jobs import job
 from ldmscale.models.autoencoder import AutoencoderConfig
 from ldmscale.models.clip import TextTower
 from ldmscale.provenance import read_manifest, write_manifest
+from ldmscale.storage import fetch
 from ldmscale.training.encoders import load_encoder
 
 with job(snakemake) as say:
@@ -33,5 +34,7 @@ with job(snakemake) as say:
         return read_split(Path(snakemake.input.data).parent, split).images
 
     weights = load_encoder(snakemake.input.autoencoder, inputs["autoencoder"], ae)
-    count = encode_pairs(folder, params, params["image_size"], params["seed"], own, encoders, weights, scale, say)
+    photos = {key: params[key] and fetch(params[key]) for key in ("train", "evaluation", "evaluation_lr")}
+    settings = {**params, **photos}
+    count = encode_pairs(folder, settings, params["image_size"], params["seed"], own, encoders, weights, scale, say)
     write_manifest(snakemake.output[0], "pairs", params["digest"], patches=count, scale=scale)

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from ldmscale.config.study import Study
 from ldmscale.data.encoded import Latents
 from ldmscale.diffusion.schedule import Schedule
 from ldmscale.jobs import job
@@ -12,14 +13,17 @@ from ldmscale.tasks.pretrain import PretrainTask
 from ldmscale.tasks.preview import preview
 from ldmscale.training.encoders import load_encoder
 from ldmscale.training.loop import TrainConfig, train
+from ldmscale.training.sharding import Devices
 
 with job(snakemake) as say:
     params, output = snakemake.params[0], Path(snakemake.output[0])
+    digest, keep = params["digest"], params["checkpoints"]
+    devices = Devices(**Study(snakemake.config).devices(snakemake.wildcards.model))
     source = Path(snakemake.input.latents)
     latents = Latents.load(source.parent, read_manifest(source, "latents", params["inputs"]["latents"])["scale"])
     settings = dict(params["train"])
     task = PretrainTask(
-        net_config(params["net"]),
+        net_config(params["net"], devices.remat),
         Schedule(**params["diffusion"]),
         latents,
         settings.pop("batch"),
@@ -29,6 +33,6 @@ with job(snakemake) as say:
     config = TrainConfig(**settings, steps=params["steps"], seed=params["seed"])
     ae = AutoencoderConfig(**params["pictures"]["ae"])
     draw = preview(task, ae, load_encoder(snakemake.input.autoencoder, params["pictures"]["autoencoder"], ae))
-    kept = train(task, config, output.with_suffix(""), params["digest"], keep=params["checkpoints"], say=say, draw=draw)
+    kept = train(task, config, output.with_suffix(""), digest, keep, say=say, draw=draw, devices=devices)
     weights = {f"pretrain-{step}": str(path) for step, path in kept.items()}
-    write_manifest(output, "pretrain", params["digest"], weights=weights)
+    write_manifest(output, "pretrain", digest, weights=weights)

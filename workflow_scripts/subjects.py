@@ -11,6 +11,7 @@ from ldmscale.jobs import job
 from ldmscale.models.autoencoder import AutoencoderConfig
 from ldmscale.models.clip import CLIPConfig, TextTower
 from ldmscale.provenance import read_manifest, write_manifest
+from ldmscale.storage import fetch
 from ldmscale.training.encoders import load_encoder
 
 with job(snakemake) as say:
@@ -18,7 +19,7 @@ with job(snakemake) as say:
     ae, clip, text = AutoencoderConfig(**params["ae"]), CLIPConfig(**params["clip"]), TextTower(**params["text"])
     size, names, token = params["image_size"], params["subjects"], params["identifier"]
     if params["folder"]:
-        subjects = dreambooth.subjects(params["folder"], size, params["fit"], names)
+        subjects = dreambooth.subjects(fetch(params["folder"]), size, params["fit"], names)
     else:
         subjects = scene_subjects(size, names)
     scale = params["scale"] or read_manifest(snakemake.input.latents, "latents", inputs["latents"])["scale"]

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from ldmscale import hosts, launch
 from ldmscale.errors import UserError
 from ldmscale.runtime import use_compile_cache, use_threads
 
@@ -75,7 +76,9 @@ COUNT = re.compile(r"(\d+)/([1-9]\d*)\b")
 def job(snakemake: Any) -> Iterator[Say]:
     """Run a script's body; yields ``say(line)``, which writes to the job's log.
 
-    ``snakemake`` is what Snakemake hands to the script, of which its ``log`` and ``threads`` are read.
+    ``snakemake`` is what Snakemake hands to the script, of which its ``log``, ``threads``, ``rule`` and ``resources``
+    are read. Where its resources name a launcher (:mod:`ldmscale.launch`), the body does not run here: the script runs
+    on every host, and this process ends with its exit status. Of several hosts the first alone writes the log.
 
     A line that begins with ``done/total`` gets the share that is done and the time left (:class:`Progress`), unless it
     has them. A :class:`UserError` ends the process with status 1 and its sentence on standard error and in the log; any
@@ -83,11 +86,15 @@ def job(snakemake: Any) -> Iterator[Say]:
     more.
     """
     log = snakemake.log[0]
+    with _sentences():
+        _launch(snakemake)
     use_threads(snakemake.threads)
     use_compile_cache(os.environ.get("LDMSCALE_COMPILE_CACHE", COMPILE_CACHE))
+    with _sentences():
+        hosts.connect()
     Path(log).parent.mkdir(parents=True, exist_ok=True)
     began, counting = time.monotonic(), {}
-    with open(log, "w") as file:
+    with open(log if hosts.writes() else os.devnull, "w") as file:
 
         def write(line: str) -> None:
             file.write(f"[{time.monotonic() - began:7.1f} s] {line}\n")
@@ -111,5 +118,23 @@ def job(snakemake: Any) -> Iterator[Say]:
             write(str(error))
             sys.exit(f"error: {error}")
         except Exception as error:
-            traceback.print_exc(file=file)
+            traceback.print_exc(file=file if hosts.writes() else sys.stderr)
             sys.exit(f"error: {type(error).__name__}: {error} (the whole story is in {log})")
+
+
+@contextmanager
+def _sentences() -> Iterator[None]:
+    """What fails before there is a log."""
+    try:
+        yield
+    except UserError as error:
+        sys.exit(f"error: {error}")
+
+
+def _launch(snakemake: Any) -> None:
+    """End this process with the job's exit status, where other processes are to do its work."""
+    launcher = launch.asked(snakemake.rule, snakemake.resources)
+    if launcher:
+        # Snakemake's copy of the script, with all that it hands over written into it.
+        script = Path(sys.argv[0]).absolute()
+        sys.exit(launch.run(launch.commands(launcher, script, snakemake.resources, Path.cwd())))

@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+from ldmscale import hosts, storage
 from ldmscale.errors import UserError
 
 # Raise a stage's number when a change in the library changes what the stage writes: edits under lib/ do not re-run
@@ -26,7 +27,7 @@ VERSIONS = {
     "autoencoder": 1,
     "clip": 2,
     "text_encoder": 1,
-    "latents": 1,
+    "latents": 2,
     "prompts": 1,
     "reference": 1,
     "pretrain": 1,
@@ -60,7 +61,9 @@ def digest(stage: str, *parts: object) -> str:
 
 def file_digest(path: str | Path) -> str:
     """SHA-256 of a file's bytes, or of the names and bytes of a folder's files; ``"absent"`` where there is nothing
-    (a path still to be filled in)."""
+    (a path still to be filled in). Of a ``gs://`` URI as :func:`ldmscale.storage.digest`."""
+    if storage.is_uri(path):
+        return storage.digest(str(path))
     try:
         if Path(path).is_dir():
             files = sorted(file for file in Path(path).iterdir() if file.is_file())
@@ -76,7 +79,11 @@ ENDS = 4096  # bytes at either end of a file; a PNG's checksum of all its pixels
 
 
 def listing_digest(folder: str | Path) -> str:
-    """A hash of a folder's files by name, size and both ends, or ``"absent"``: of many large images, not every byte."""
+    """A hash of a folder's files by name, size and both ends, or ``"absent"``: of many large images, not every byte.
+
+    Of a ``gs://`` URI as :func:`ldmscale.storage.digest`."""
+    if storage.is_uri(folder):
+        return storage.digest(str(folder))
     try:
         files = sorted(Path(entry) for entry in os.scandir(folder) if entry.is_file())
         found = hashlib.sha256()
@@ -94,15 +101,21 @@ def listing_digest(folder: str | Path) -> str:
 
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
-    """A temporary name beside ``path`` to write to; renamed to ``path`` on success, removed on failure."""
+    """A temporary name beside ``path`` to write to; renamed to ``path`` on success, removed on failure.
+
+    Of a job's hosts the first alone leaves the file: what another writes is removed in any case, and not beside it.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     # The suffix is kept: numpy, pandas and matplotlib choose the format by it.
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
+    folder = path.parent if hosts.writes() else None
+    handle, name = tempfile.mkstemp(dir=folder, prefix=f".{path.stem}-", suffix=path.suffix)
     os.close(handle)
     temporary = Path(name)
     try:
         yield temporary
+        if not hosts.writes():
+            return
         umask = os.umask(0)
         os.umask(umask)
         temporary.chmod(0o666 & ~umask)

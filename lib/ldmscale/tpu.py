@@ -10,14 +10,23 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ldmscale.errors import UserError
 
+if TYPE_CHECKING:
+    from ldmscale.training.collectives import Traffic
+
 EXTRA = "tpu"  # the optional dependency of pyproject.toml that brings libtpu
 LIBRARY = "TPU_LIBRARY_PATH"  # where JAX looks for libtpu.so before it looks for the package
-# Without a TPU's own environment libtpu asks for these, at length, on standard error; a compiler needs neither.
-_QUIET = {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "TPU_ACCELERATOR_TYPE": "v5litepod-4"}
+# Without a TPU's own environment libtpu asks for the first three at length on standard error; a compiler needs none of
+# them, nor a TPU to itself: several may compile at once, beside a job that runs.
+_QUIET = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-4",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+}
 _UNITS = {unit: 2 ** (10 * power) for power, unit in enumerate(("B", "K", "M", "G", "T", "P"))}
 _SIZE = r"([\d.]+)([BKMGTP])"
 # What the compiler says of a program that is too large, before and after it has laid the program out.
@@ -31,10 +40,11 @@ _TOO_LARGE = (
 class Footprint:
     """What a compiled program takes of each device, in bytes.
 
-    ``arguments``, ``outputs`` (less what reuses the arguments' memory), ``temporaries`` and ``program`` are None where
-    the compiler has refused the program as too large; ``total`` is what it would have needed then. ``available`` is
-    the memory of a device that the compiler may use. ``seconds`` is the compiler's estimate of one run, None where it
-    gives none; ``compile_seconds`` is what compiling took.
+    ``arguments``, ``outputs`` (less what reuses the arguments' memory), ``temporaries``, ``program`` and
+    ``collectives`` are None where the compiler has refused the program as too large; ``total`` is what it would have
+    needed then. ``available`` is the memory of a device that the compiler may use. ``seconds`` is the compiler's
+    estimate of one run, None where it gives none; ``compile_seconds`` is what compiling took. ``collectives`` is what
+    one run sends between devices, by kind (:mod:`ldmscale.training.collectives`).
     """
 
     arguments: int | None
@@ -45,6 +55,7 @@ class Footprint:
     available: int
     seconds: float | None
     compile_seconds: float
+    collectives: dict[str, Traffic] | None
 
     @property
     def fits(self) -> bool:
@@ -127,6 +138,7 @@ def footprint(lower: Callable[[], Any], available: int, quick: bool = False) -> 
     from jax.errors import JaxRuntimeError
 
     from ldmscale.models.layers import traced_for
+    from ldmscale.training.collectives import collectives
 
     began = time.monotonic()
     with traced_for("tpu"):
@@ -138,7 +150,7 @@ def footprint(lower: Callable[[], Any], available: int, quick: bool = False) -> 
         sizes = _sizes(error)
         if sizes is None:
             raise
-        return Footprint(*[None] * 4, sizes[0], available, None, time.monotonic() - began)
+        return Footprint(*[None] * 4, sizes[0], available, None, time.monotonic() - began, None)
     took = time.monotonic() - began
     memory = compiled.memory_analysis()
     parts = (
@@ -149,7 +161,8 @@ def footprint(lower: Callable[[], Any], available: int, quick: bool = False) -> 
     )
     # An estimate of a whole program that XLA could not make comes as a number below zero.
     seconds = (compiled.cost_analysis() or {}).get("optimal_seconds", math.nan)
-    return Footprint(*parts, sum(parts), available, seconds if seconds > 0 else None, took)
+    sent = collectives(compiled.as_text())
+    return Footprint(*parts, sum(parts), available, seconds if seconds > 0 else None, took, sent)
 
 
 @contextmanager

@@ -15,16 +15,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import REPO
 from jax.sharding import PartitionSpec
 
 from ldmscale import tpu
-from ldmscale.cells.cost import unet_flops
+from ldmscale.cells.cost import unet_flops, unet_params
 from ldmscale.cells.paper import paper_shape
-from ldmscale.cli import preflight
 from ldmscale.cli.main import main
 from ldmscale.errors import UserError
 from ldmscale.models import layers
 from ldmscale.models.unet import UNetConfig
+from ldmscale.training import programs
+from ldmscale.training.collectives import Traffic
 from ldmscale.training.loop import TrainConfig, build_step, initial_state
 from ldmscale.training.sharding import device_mesh, replicated, state_shardings
 
@@ -46,6 +48,8 @@ from functools import partial
 from ldmscale.errors import UserError
 from ldmscale.models.layers import conv2d
 from ldmscale.training import sharding
+from ldmscale.training.collectives import collectives
+from ldmscale.training.programs import shard_bytes
 from ldmscale.training.loop import TrainConfig, build_step, initial_state
 
 class Task:
@@ -80,7 +84,11 @@ for name, devices, fsdp in layouts:
         assert array.sharding.is_equivalent_to(place, array.ndim), (name, place, array.sharding)
     whole = sum(x.nbytes for x in jax.tree.leaves(state))
     held = sum(x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(state))
-    found[f"{name}/held"] = held / whole
+    found[f"{name}/held"], found[f"{name}/said"] = held / whole, shard_bytes(state, mesh) / whole
+    found[f"{name}/size"] = sum(x.nbytes for x in jax.tree.leaves(state.params))
+    sent = collectives(step.lower(state, batch).compile().as_text())
+    found[f"{name}/reduced"] = sent["all-reduce"].size if "all-reduce" in sent else 0
+    found[f"{name}/gathered"] = sent["all-gather"].size if "all-gather" in sent else 0
     found[f"{name}/loss"], found[f"{name}/norm"] = np.asarray(loss), np.asarray(norm)
     for kind in ("params", "ema"):
         found[f"{name}/{kind}"] = np.concatenate([np.asarray(x).ravel() for x in jax.tree.leaves(getattr(state, kind))])
@@ -115,6 +123,15 @@ def test_a_sharded_state_is_held_once(layouts):
     assert layouts["one/held"] == layouts["data/held"] == 1
     assert 0.25 <= layouts["fsdp/held"] < 0.3  # the bias alone is whole
     assert 0.5 <= layouts["both/held"] < 0.55
+    for name in ("one", "data", "fsdp", "both"):
+        assert layouts[f"{name}/said"] == layouts[f"{name}/held"]  # what preflight --shapes computes
+
+
+def test_what_a_layout_sends(layouts):
+    size = layouts["one/size"]
+    assert layouts["one/reduced"] == layouts["one/gathered"] == 0
+    assert size <= layouts["data/reduced"] < size + 64  # the gradients once, and the loss
+    assert layouts["data/gathered"] == 0 < layouts["fsdp/gathered"]
 
 
 def test_a_mesh_takes_only_what_divides_its_devices(layouts):
@@ -172,8 +189,8 @@ def test_the_step_that_is_compiled_is_the_loops():
     from ldmscale.diffusion.schedule import Schedule
     from ldmscale.tasks.pretrain import PretrainTask
 
-    net = replace(TINY, dtype="float32")
-    lowered = preflight.training_step(net, 8, 3, 4, device_mesh(jax.devices()[:1]))
+    net, mesh = replace(TINY, dtype="float32"), device_mesh(jax.devices()[:1])
+    lowered = programs.training_step(net, 8, 3, 4, mesh)
     rng = np.random.default_rng(0)
     moments, states = rng.normal(size=(2, 9, 8, 8, 4)).astype(np.float32), np.ones((9, 3, 16), np.float32)
     latents = Latents(*moments, states, np.arange(10), states[0], 1.0)
@@ -182,6 +199,9 @@ def test_the_step_that_is_compiled_is_the_loops():
     state = jax.eval_shape(lambda: initial_state(task, config))
     want = build_step(task, config).lower(state, task.batch(0)).as_text()
     assert operations(lowered.as_text()) == operations(want)
+    parts = programs.training_step(replace(net, remat=True), 8, 3, 4, mesh, accumulate=2).as_text()
+    assert "optimization_barrier" in parts and "optimization_barrier" not in want  # what remat computes again
+    assert "tensor<2x8x8x8xf32>" in parts and "tensor<2x8x8x8xf32>" not in want  # two images at a time
 
 
 def operations(text):
@@ -201,7 +221,9 @@ def on_the_cpu(monkeypatch):
 
     def footprint(lower, available, quick):
         lowered.append(lower())
-        return tpu.Footprint(3 * GIB, GIB, 4 * GIB, GIB // 4, 33 * GIB // 4, available, None, 6.2 if quick else 12.3)
+        took = 6.2 if quick else 12.3
+        sent = {"all-reduce": Traffic(7, GIB // 2)}
+        return tpu.Footprint(3 * GIB, GIB, 4 * GIB, GIB // 4, 33 * GIB // 4, available, None, took, sent)
 
     monkeypatch.setattr(tpu, "footprint", footprint)
     return lowered
@@ -218,6 +240,7 @@ def test_a_report(capsys, on_the_cpu):
         "fits",
         "  not given",
         "took 12 s",
+        "sent between devices: 7 all-reduce of 0.5 GiB",
     ):
         assert line.strip() in out
     flops = 2 * 3 * unet_flops(paper_shape(32, latent_size=8))
@@ -226,6 +249,7 @@ def test_a_report(capsys, on_the_cpu):
     found = json.loads(capsys.readouterr().out)
     assert found["fits"] and found["flops_per_device"] == flops and found["bytes_per_device"]["total"] == 33 * GIB // 4
     assert found["estimated_seconds"] is None and found["filters"] == 32 and found["model"] is None
+    assert found["collectives"] == {"all-reduce": {"count": 7, "bytes": GIB // 2}}
     assert found["compile_seconds"] == 12.3 and found["quick"] is False
     assert main([*asked, "--quick"]) == 0
     assert "took 6 s, with the least effort" in capsys.readouterr().out
@@ -235,12 +259,47 @@ def test_a_report(capsys, on_the_cpu):
 
 
 def test_a_program_that_does_not_fit(capsys, on_the_cpu, monkeypatch):
-    found = tpu.Footprint(None, None, None, None, 48 * GIB, 16 * GIB, None, 3.0)
+    found = tpu.Footprint(None, None, None, None, 48 * GIB, 16 * GIB, None, 3.0, None)
     monkeypatch.setattr(tpu, "footprint", lambda lower, available, quick: found)
     assert not found.fits and not replace(found, arguments=1, outputs=1, temporaries=1, program=1).fits
     assert main("preflight --model 5B --topology v5e:2x2".split()) == 1
     out, _ = capsys.readouterr()
     assert "DOES NOT FIT" in out and "total                48.00 GiB" in out and "not told" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ("", "one of the arguments --topology --shapes is required"),
+        ("--shapes --topology v5e:2x2", "not allowed with"),
+    ],
+)
+def test_either_a_slice_or_shapes(capsys, arguments, said):
+    with pytest.raises(SystemExit):
+        main(["preflight", "--model", "5B", *arguments.split()])
+    assert said in capsys.readouterr().err
+
+
+def test_parts_have_whole_images(capsys, on_the_cpu):
+    assert main("preflight --filters 32 --topology v5e:1x1 --batch 8 --accumulate 3".split()) == 1
+    assert "--accumulate 3 does not divide --batch 8" in capsys.readouterr().err and not on_the_cpu
+
+
+def test_shapes_alone_tell_what_training_holds(capsys, monkeypatch):
+    monkeypatch.setattr(tpu, "installed", lambda: False)
+    assert main("preflight --model 866M --shapes --json".split()) == 0
+    shares = {row["fsdp"]: row["bytes_per_device"] for row in json.loads(capsys.readouterr().out)["shares"]}
+    params = unet_params(paper_shape(320))
+    # Weights, average and two moments, and three counters.
+    assert shares[1] == {"state": 16 * params + 12, "gradients": 4 * params, "total": 20 * params + 12}
+    assert list(shares) == [1, 2, 4, 8, 16, 32, 64, 128, 256]
+    assert 1 / 16 < shares[16]["total"] / shares[1]["total"] < 1.02 / 16  # small arrays are whole
+    rows = re.findall(r"^\| (\d+) \| ([\d.]+) \| [\d.]+ \| [\d.]+ \|$", (REPO / "docs" / "scale.md").read_text(), re.M)
+    assert {int(fsdp): gib for fsdp, gib in rows} == {n: f"{one['total'] / GIB:.2f}" for n, one in shares.items()}
+    monkeypatch.setattr(programs, "held", lambda net, fsdp: [programs.Held(3 * GIB, GIB // 2)] * len(fsdp))
+    assert main("preflight --filters 32 --shapes".split()) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("filters 32, training") and lines[-3].split() == ["256", "3.00", "0.50", "3.50"]
 
 
 def test_without_libtpu_it_says_what_to_install(capsys, monkeypatch):
@@ -285,14 +344,15 @@ def test_slices_and_their_memory(slice_of_four):
 @needs_libtpu
 def test_the_training_step_for_a_tpu(slice_of_four):
     mesh = device_mesh(slice_of_four, 2)
-    found = tpu.footprint(lambda: preflight.training_step(TINY, 8, 4, 2, mesh), 16 * GIB)
+    found = tpu.footprint(lambda: programs.training_step(TINY, 8, 4, 2, mesh), 16 * GIB)
     assert found.fits and found.compile_seconds > 0
     assert found.total == found.arguments + found.outputs + found.temporaries + found.program
-    lowered = preflight.training_step(TINY, 8, 4, 2, mesh)
+    lowered = programs.training_step(TINY, 8, 4, 2, mesh)
     held = sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(lowered.in_avals[0][0]))
     # A TPU pads the last two dimensions, to 8 x 128 at most: a state of many small tensors grows.
     assert held < found.arguments < 100 * held
     assert found.temporaries > 0 and found.program > 0
+    assert found.collectives["all-reduce"].count > 0
     # The new state takes the old one's place.
     assert found.outputs < 0.1 * found.arguments
     assert found.seconds is None or found.seconds > 0
@@ -302,7 +362,7 @@ def test_the_training_step_for_a_tpu(slice_of_four):
 @needs_libtpu
 def test_the_sampling_program_for_a_tpu(slice_of_four):
     before = jax.config.jax_exec_time_optimization_effort
-    found = tpu.footprint(lambda: preflight.sampling(TINY, 8, 4, 2, device_mesh(slice_of_four)), 16 * GIB, quick=True)
+    found = tpu.footprint(lambda: programs.sampling(TINY, 8, 4, 2, device_mesh(slice_of_four)), 16 * GIB, quick=True)
     assert found.fits and found.program > 0
     assert jax.config.jax_exec_time_optimization_effort == before
     assert found.arguments > 2 * 8 * 8 * 4 * 4

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from ldmscale.data.records import read_shards, read_split, write_split
+from ldmscale.data.records import Shards, read_split, write_split
 from ldmscale.data.scenes import SceneSource
 from ldmscale.errors import UserError
 
@@ -13,7 +13,7 @@ SOURCE = SceneSource(32, train=50, tuning=10, heldout=10)
 
 
 def test_round_trip(tmp_path):
-    paths = write_split(tmp_path, SOURCE, "train", 25, 10)
+    paths = write_split(tmp_path, SOURCE, "train", 25, 10).paths
     assert [path.name for path in paths] == ["train-00000.npz", "train-00001.npz", "train-00002.npz"]
     write_split(tmp_path, SOURCE, "tuning", 10, 10)
     records = read_split(tmp_path, "train")
@@ -23,7 +23,7 @@ def test_round_trip(tmp_path):
         example = SOURCE.example("train", i)
         assert np.array_equal(records.images[i], example.image)
         assert (records.captions[i], records.keys[i]) == (example.captions, example.key)
-    assert [len(shard.images) for shard in read_shards(tmp_path, "train")] == [10, 10, 5]
+    assert [len(shard.images) for shard in Shards(tmp_path, "train")] == [10, 10, 5]
     assert read_split(tmp_path, "tuning").keys[0] == SOURCE.example("tuning", 0).key
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted([p.name for p in paths] + ["tuning-00000.npz"])
 
@@ -46,7 +46,7 @@ def test_unicode_captions_survive(tmp_path):
 
 
 def test_same_data_same_bytes(tmp_path):
-    one, other = (write_split(tmp_path / name, SOURCE, "heldout", 5, 5)[0] for name in ("a", "b"))
+    one, other = (write_split(tmp_path / name, SOURCE, "heldout", 5, 5).paths[0] for name in ("a", "b"))
     assert one.read_bytes() == other.read_bytes()
 
 
@@ -68,7 +68,7 @@ def test_a_shorter_run_leaves_no_stale_shards(tmp_path):
     ],
 )
 def test_a_damaged_shard_is_named(tmp_path, damage):
-    path = write_split(tmp_path, SOURCE, "train", 20, 10)[1]
+    path = write_split(tmp_path, SOURCE, "train", 20, 10).paths[1]
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(UserError, match="train-00001.npz"):
         read_split(tmp_path, "train")
@@ -98,12 +98,12 @@ def test_missing_and_mixed_shards(tmp_path):
     with pytest.raises(UserError, match="no train records"):
         read_split(tmp_path, "train")
     for number in (0, 1, 2):
-        paths = write_split(tmp_path, SOURCE, "train", 30, 10)
+        paths = write_split(tmp_path, SOURCE, "train", 30, 10).paths
         paths[number].unlink()
         with pytest.raises(UserError, match=f"train-0000{number}.npz is missing"):
             read_split(tmp_path, "train")
     write_split(tmp_path, SOURCE, "train", 30, 10)
-    other = write_split(tmp_path / "other", SOURCE, "train", 29, 10)
+    other = write_split(tmp_path / "other", SOURCE, "train", 29, 10).paths
     other[2].rename(tmp_path / "train-00002.npz")
     with pytest.raises(UserError, match="train-00002.npz belongs to another run"):
         read_split(tmp_path, "train")

@@ -13,6 +13,7 @@ import optax
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from ldmscale.data.order import epoch_batch
 from ldmscale.errors import UserError
 from ldmscale.training.checkpoint import METADATA, load_tree, save_tree
 from ldmscale.training.loop import (
@@ -20,7 +21,6 @@ from ldmscale.training.loop import (
     TrainState,
     build_step,
     ema_decay,
-    epoch_batch,
     initial_state,
     packing,
     train,
@@ -170,39 +170,6 @@ def test_the_learning_rate_decays_as_a_cosine_where_asked():
 
 def test_no_warm_up_is_the_whole_rate_at_once():
     assert float(TrainConfig(100, 0.5, 0, 0.0, 0).schedule()(0)) == 0.5
-
-
-# ---------------------------------------------------------------- which examples a step sees
-
-
-@pytest.mark.parametrize(("count", "batch"), [(12, 4), (13, 4), (8, 8), (7, 1), (100, 33)])
-def test_an_epoch_sees_every_example_once_but_for_the_remainder(count, batch):
-    per_epoch = count // batch
-    for epoch in range(3):
-        seen = np.concatenate([epoch_batch(count, batch, 0, epoch * per_epoch + i) for i in range(per_epoch)])
-        assert len(set(seen)) == len(seen) == per_epoch * batch
-        assert set(seen) <= set(range(count))
-
-
-def test_epochs_and_seeds_have_their_own_orders():
-    def epoch(number, seed):
-        return tuple(np.concatenate([epoch_batch(40, 8, seed, 5 * number + i) for i in range(5)]))
-
-    assert len({epoch(n, seed) for n in range(4) for seed in range(4)}) == 16
-    # Over many epochs nothing is left out for good.
-    assert len(set(np.concatenate([epoch_batch(13, 4, 0, step) for step in range(30)]))) == 13
-
-
-def test_a_batch_is_a_function_of_the_step_alone():
-    forward = [epoch_batch(20, 8, 5, step).tolist() for step in range(30)]
-    backward = [epoch_batch(20, 8, 5, step).tolist() for step in reversed(range(30))]
-    assert forward == backward[::-1]
-
-
-def test_fewer_examples_than_a_batch_are_repeated():
-    rows = epoch_batch(3, 64, 0, 0)
-    assert rows.shape == (64,) and set(rows) == {0, 1, 2}
-    assert rows.tolist() == epoch_batch(3, 64, 0, 0).tolist() != epoch_batch(3, 64, 0, 1).tolist()
 
 
 # ---------------------------------------------------------------- checkpoints and resuming

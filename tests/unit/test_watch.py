@@ -284,7 +284,7 @@ def test_a_fast_loop_is_told_of_now_and_then_and_at_its_end(clock):
 
 def test_a_log_counts_what_begins_with_a_count(tmp_path, clock):
     log = tmp_path / "logs" / "score" / "x.log"
-    with job(SimpleNamespace(log=[str(log)], threads=1)) as say:
+    with job(SimpleNamespace(log=[str(log)], threads=1, rule="clip", resources={})) as say:
         say("a sentence on 3/4 of it")
         say("3/8  task=t2i")
         clock[0] += 6

@@ -1,4 +1,5 @@
-"""`kill -9` at any moment, started again: bit for bit what an uninterrupted run ends with, and no half-written file."""
+"""`kill -9` at any moment, or told to stop, started again: bit for bit what an uninterrupted run ends with, and no
+half-written file."""
 
 import json
 import os
@@ -14,18 +15,20 @@ import pytest
 from folders import RESULTS
 from safetensors.numpy import load_file
 
+from ldmscale.preemption import STATUS
 from ldmscale.provenance import read_json
 
 RUN = Path(__file__).with_name("training_run.py")
-FILES = ("state.safetensors", "step-0.safetensors", "step-6.safetensors", "step-12.safetensors")
+FILES = ("state.safetensors", "step-0.safetensors", "step-6.safetensors", "step-24.safetensors")
 METRICS, EVENTS = "metrics.jsonl", "events.out.tfevents."
 
 
-def files(folder):
-    """The bytes of a run's weights and state, and its records but for how long things took."""
+def files(folder, but=()):
+    """The bytes of a run's weights and state, and its records, ``but`` some steps', but for how long things took."""
     records = [json.loads(line) for line in (folder / METRICS).read_text().splitlines()]
     said = [{k: v for k, v in r.items() if k not in ("time", "images_per_second")} for r in records]
-    return {name: (folder / name).read_bytes() for name in FILES} | {METRICS: said}
+    weights = {name: (folder / name).read_bytes() for name in FILES}
+    return weights | {METRICS: [record for record in said if record["step"] not in but]}
 
 
 def start(folder, *moment):
@@ -57,26 +60,29 @@ def assert_whole(folder):
         assert load_file(path), path
 
 
-# In this order, each run going on from what the one before it left: 12 steps, each of them saved; 0, 6 and 12 kept.
+# In this order, each run going on from what the one before it left: 24 steps, of which every other one is saved; 0, 6
+# and 24 kept.
 MOMENTS = [
     ("half:1", None),  # the weights of step 0, half-written: nothing to go on from
     ("half:2", None),  # the first state, half-written: nothing to go on from either
-    ("batch:3", None),
-    ("before:2", 3),  # a state written and not renamed: the older one stands
-    ("after:step-6.safetensors", 4),  # weights kept, their state not yet
-    ("batch:9", 5),
-    ("half:4", 9),  # in the last state; step 12 is there
-    (None, 11),
+    ("before:3", None),  # a state written and not renamed: the older one stands
+    ("after:step-6.safetensors", 2),  # weights kept, their state not yet
+    ("batch:9", 4),
+    ("SIGTERM:10", 8),  # it finishes this step, the 11th
+    ("half:8", 11),  # in the last state; step 24 is there
+    (None, 22),
 ]
+STOPPED = (11, 12)  # where a record ends as it was told to stop, and the next one, of fewer steps
 
 
 def test_killed_at_every_kind_of_moment_in_one_run(tmp_path, whole):
     for moment, resumed in MOMENTS:
         status, said = finish(tmp_path, *filter(None, [moment]))
-        assert status == (-signal.SIGKILL if moment else 0), (moment, said)
-        assert (f"resumed at step {resumed} of 12" in said) if resumed else "resumed" not in said, (moment, said)
+        ended = {None: 0, "SIGTERM:10": STATUS}.get(moment, -signal.SIGKILL)
+        assert status == ended, (moment, said)
+        assert (f"resumed at step {resumed} of 24" in said) if resumed else "resumed" not in said, (moment, said)
         assert_whole(tmp_path)
-    assert files(tmp_path) == whole
+    assert files(tmp_path, STOPPED) == {**whole, METRICS: [r for r in whole[METRICS] if r["step"] not in STOPPED]}
     left = sorted(name for name in os.listdir(tmp_path) if not name.startswith(EVENTS))
     assert left == sorted([*FILES, METRICS])  # and what was half-written is gone
     assert len(list(tmp_path.glob(f"{EVENTS}*"))) == 1
@@ -89,7 +95,7 @@ def test_killed_from_outside_at_no_chosen_moment(tmp_path, whole):
         time.sleep(0.001)
     process.kill()
     assert process.wait() == -signal.SIGKILL, "it ended before it could be killed"
-    assert not (tmp_path / "step-12.safetensors").exists()
+    assert not (tmp_path / "step-24.safetensors").exists()
     assert_whole(tmp_path)
     status, said = finish(tmp_path)
     assert status == 0 and "resumed at step" in said, said

@@ -1,14 +1,19 @@
 """The profiles, as a user calls them: from the root of a clone, by dry run."""
 
+import os
 import re
+import subprocess
+import sys
 from collections import Counter
 
 import pytest
+import yaml
 from dry_runs import dry_run, jobs, make_clone
 from helpers import REPO, merged
 
 from ldmscale.cells.cost import norm_costs
 from ldmscale.config.study import Study
+from ldmscale.launch import READS, SPANS
 
 CELLS = 2764  # of the paper's study
 CPU_SECONDS = 15  # the limit, with other work on the machine not counted
@@ -71,6 +76,53 @@ def test_local_profile_runs_config_yaml_as_plain_snakemake_does(clone):
     assert jobs(local) == jobs(plain)
     assert jobs(local)["pretrain"] == len(merged()["models"])
     assert "reason:" not in local and len(local) < len(plain) / 2
+
+
+RULES = {
+    name for path in (REPO / "rules").glob("*.smk") for name in re.findall(r"^ *rule (\w+):", path.read_text(), re.M)
+}
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in (REPO / "profiles").iterdir()))
+def test_a_profile_names_rules_and_launches_those_that_span_hosts(name):
+    profile = yaml.safe_load((REPO / "profiles" / name / "profile.yaml").read_text())
+    resources = profile.get("set-resources", {})
+    assert set(resources) <= RULES
+    launched = {rule: given for rule, given in resources.items() if "launch" in given}
+    assert set(launched) <= set(SPANS)
+    for given in launched.values():
+        assert set(READS[given["launch"]]) <= set(given)
+        assert given.get("tasks", 1) == given.get("nodes", 1)
+
+
+def test_the_pods_profile_sends_a_job_to_every_host(clone, tmp_path):
+    """The profile, Snakemake's own copy of the script and the launcher together, with a gcloud that has two workers."""
+    (tmp_path / "Snakefile").write_text(
+        'rule pretrain:\n    output: "{model}.json"\n    log: "{model}.log"\n    script: "job.py"\n'
+    )
+    (tmp_path / "job.py").write_text(
+        "import os\nfrom pathlib import Path\nfrom ldmscale.jobs import job\n"
+        "os.environ['LDMSCALE_HOSTS'] = '1'\n"  # each of them alone
+        "with job(snakemake):\n"
+        "    Path('worker-' + os.environ['WORKER']).write_text(snakemake.resources.tpu_name)\n"
+        "    Path(snakemake.output[0]).touch()\n"
+    )
+    (tmp_path / "none.yaml").write_text("{}\n")
+    (tmp_path / "bin").mkdir()
+    gcloud = tmp_path / "bin" / "gcloud"
+    gcloud.write_text(
+        '#!/bin/bash -e\nfor last; do :; done\nfor w in 0 1; do WORKER=$w bash -c "${last#--command=}"; done\n'
+    )
+    gcloud.chmod(0o755)
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("SNAKEMAKE", "LDMSCALE_"))}
+    # A name that Python knows, too.
+    environment |= {"TPU_NAME": "slice", "TPU_ZONE": "z", "GOOGLE_CLOUD_PROJECT": "p",
+                    "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "PYTHONPATH": str(clone / "lib")}  # fmt: skip
+    command = [sys.executable, "-m", "snakemake", "5B.json", "--profile", str(clone / "profiles" / "tpu-pod"),
+               "--configfile", "none.yaml"]  # fmt: skip
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert [(tmp_path / f"worker-{w}").read_text() for w in (0, 1)] == ["slice", "slice"]
 
 
 @pytest.mark.parametrize("overlay", sorted(path.name for path in (REPO / "configs").glob("*.yaml")))

@@ -92,9 +92,9 @@ def assert_refused(folder, named, *targets, overlay):
 
 def test_a_failing_pretraining_job_after_an_edit(few):
     old, old_scores = bytes_of(few), assert_right(few, {})
-    mend = damage(few / RESULTS / "latents" / "mean.npy")
+    mend = damage(few / RESULTS / "latents" / "00000" / "mean.npy")
     for targets in (DRAWN, DRAWN, (FIG09,), (RESULTS / "scores.parquet",)):
-        assert_refused(few, "latents/mean.npy", *targets, overlay=edited(SLOW))
+        assert_refused(few, "latents/00000/mean.npy", *targets, overlay=edited(SLOW))
     assert bytes_of(few) == old
     mend()
 

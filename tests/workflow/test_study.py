@@ -12,6 +12,7 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 from ldmscale.cells.cell import ON_PROMPTS, Cell
+from ldmscale.data.encoded import Latents
 from ldmscale.metrics.image_quality import psnr_y
 from ldmscale.metrics.scores_file import read_scores
 from ldmscale.provenance import read_json, read_manifest
@@ -137,8 +138,9 @@ def test_finetuning_starts_at_the_pretrained_weights_and_leaves_them(study, resu
 
 
 def test_latents_have_unit_variance(results):
-    mean, std = (np.load(results / "latents" / f"{name}.npy") for name in ("mean", "std"))
     scale = read_json(results / "latents" / "latents.json")["scale"]
+    latents = Latents.load(results / "latents", scale)
+    mean, std = latents.mean[:], latents.std[:]
     assert scale**2 * (mean.var() + (std**2).mean()) == pytest.approx(1, rel=1e-5)
     assert mean.shape == (256, 8, 8, 4)
 

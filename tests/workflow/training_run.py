@@ -1,6 +1,7 @@
-"""A small pretraining run in a process of its own, which can be told when to kill itself as `kill -9` does.
+"""A small pretraining run in a process of its own, which can be told when to kill itself as `kill -9` does, or to stop.
 
 python training_run.py FOLDER [MOMENT]; MOMENT is one of
+    SIGTERM:N  when it asks for the batch of step N, by this or another signal that asks to stop
     batch:N    when it asks for the batch of step N
     half:N     with the Nth file that it saves half-written
     before:N   with the Nth file written, not yet renamed
@@ -22,7 +23,7 @@ from ldmscale.tasks.pretrain import PretrainTask
 from ldmscale.training import checkpoint
 from ldmscale.training.loop import TrainConfig, train
 
-STEPS, KEEP = 12, (0, 6, 12)
+STEPS, KEEP = 24, (0, 6, 24)  # a state every other step
 
 
 def die():
@@ -30,13 +31,17 @@ def die():
 
 
 def kill_at(task, moment):
-    """Make ``task``, or the functions that save and rename files, end the process at ``moment``."""
+    """Make ``task``, or the functions that save and rename files, end the process, or signal it, at ``moment``."""
     kind, _, which = moment.partition(":")
     saved = 0
     save_file, replace = checkpoint.save_file, os.replace
 
-    def batch(step):
-        return die() if kind == "batch" and step == int(which) else PretrainTask.batch(task, step)
+    def batch(step, *rows):
+        if kind == "batch" and step == int(which):
+            die()
+        if kind.startswith("SIG") and step == int(which):
+            os.kill(os.getpid(), signal.Signals[kind])
+        return PretrainTask.batch(task, step, *rows)
 
     def save(tensors, path, metadata):
         nonlocal saved

@@ -30,6 +30,9 @@ SHOWN = ("experiment", "baseline", "equal")
 SOURCES = {**dict.fromkeys((*ON_PROMPTS, "interpolation"), "prompts"),
            "superres": "pairs", "dreambooth": "subjects"}  # fmt: skip
 
+# The sources of images that no file lists.
+WITHOUT_LIST = ("folder", "webdataset")
+
 CLAIMS = Path(__file__).parents[1] / "analysis" / "claims.yaml"
 
 
@@ -69,6 +72,7 @@ class Chain:
         data = self.config["data"]
         sources = {"train": data["train"], "evaluation": data["evaluation"]}
         files = {k: file_digest(s["annotations"]) for k, s in sources.items() if s and "annotations" in s}
+        files |= {k: listing_digest(s["images"]) for k, s in sources.items() if s and s["source"] in WITHOUT_LIST}
         return self._make("data", **sources, seed=self.study.seed, image_size=data["image_size"],
                           counts=data["counts"], shard=data["shard"], files=files)  # fmt: skip
 
@@ -106,7 +110,8 @@ class Chain:
 
     def _latents(self) -> dict[str, Any]:
         return self._make("latents", ("data", "tokenizer", "autoencoder", "text"), ae=self.study.autoencoder_params(),
-                          text=self.study.text_params(), scale=self.config["autoencoder"]["scale"])  # fmt: skip
+                          text=self.study.text_params(), scale=self.config["autoencoder"]["scale"],
+                          dtype=self.config["data"]["encoded"])  # fmt: skip
 
     def _prompts(self) -> dict[str, Any]:
         between = dict(self.config["interpolation"] or {})

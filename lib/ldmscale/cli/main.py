@@ -13,10 +13,10 @@ import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 
-from ldmscale.cli import advise, export, family, preflight, sample, score, watch, why
+from ldmscale.cli import advise, estimate, export, family, preflight, sample, score, watch, why
 from ldmscale.errors import UserError
 
-COMMANDS = (family, sample, export, score, advise, watch, why, preflight)
+COMMANDS = (family, estimate, sample, export, score, advise, watch, why, preflight)
 ABOUT = """\
 Tools beside the study. The study itself, from images to figures, is run by Snakemake (`make study`); these commands
 answer single questions, each by itself."""

@@ -34,6 +34,22 @@ def whole(least: int = 1) -> Callable[[str], int]:
     return read
 
 
+def number(above: float, most: float = float("inf")) -> Callable[[str], float]:
+    """Reads a number greater than ``above`` and at most ``most``."""
+
+    def read(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = above
+        if not above < value <= most:
+            limit = f" and at most {most:g}" if most < float("inf") else ""
+            raise argparse.ArgumentTypeError(f"'{text}' is not a number above {above:g}{limit}")
+        return value
+
+    return read
+
+
 def whole_list(text: str) -> list[int]:
     """Reads ``64,96,128``: positive whole numbers, ascending and each once afterwards."""
     return sorted({whole()(part.strip()) for part in text.split(",")})

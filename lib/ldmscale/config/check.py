@@ -74,6 +74,8 @@ def _sentence(error: jsonschema.ValidationError) -> str:
         return f"{key} lacks the key {error.message.removesuffix(' is a required property')}"
     if error.validator == "oneOf":
         return f"{key} needs exactly one of: {', '.join(r['required'][0] for r in error.validator_value)}"
+    if error.validator == "pattern" and "examples" in error.schema:
+        return f"{key} is {error.instance!r}, but must be like {error.schema['examples'][0]}"
     if error.validator == "minItems":
         return f"{key} must not be empty"
     if error.validator == "type":
@@ -110,6 +112,7 @@ def _is_number(text: str) -> bool:
 
 def _rules(config: dict) -> Iterator[str]:
     yield from family_rules(config)
+    yield from _devices(config)
     yield from _encoders(config)
     yield from _experiments(config)
     yield from _interpolation(config)
@@ -123,6 +126,17 @@ def _rules(config: dict) -> Iterator[str]:
         )
     if config["data"]["counts"]["train"] is None and config["data"]["train"]["source"] == "scenes":
         yield "data.counts.train must be a number where data.train.source is scenes, which never end"
+
+
+def _devices(config: dict) -> Iterator[str]:
+    for model in config["models"]:
+        accumulate = {**config["devices"], **model.get("devices", {})}["accumulate"]
+        batch = {**config["pretrain"], **model.get("pretrain", {})}["batch"]
+        if batch % accumulate:
+            yield (
+                f"devices.accumulate of the model '{model['name']}' is {accumulate}, but must divide its batch of "
+                f"pretraining ({batch})"
+            )
 
 
 def _encoders(config: dict) -> Iterator[str]:

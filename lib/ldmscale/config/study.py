@@ -82,6 +82,12 @@ class Study:
             return Model(*common, family=DIT, net={key: entry[key] for key in DIT_KEYS})
         return Model(*common, entry.get("weights"), entry.get("heads"))
 
+    def devices(self, model: str) -> dict[str, Any]:
+        """How jobs of ``model`` use their devices, as :class:`ldmscale.training.sharding.Devices` takes it: no part of
+        what they compute, so of no digest and no params."""
+        entry = next(m for m in self.config["models"] if m["name"] == self.models[model].member)
+        return {**self.config["devices"], **entry.get("devices", {})}
+
     @property
     def latent_size(self) -> int:
         """Side of a latent: the image's over two to the number of halvings."""

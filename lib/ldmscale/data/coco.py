@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ldmscale.data.images import FITS, UnreadableImage, fit_image, open_image
-from ldmscale.data.source import SPLITS, Example
+from ldmscale.data.source import SPLITS, Example, tidy
 from ldmscale.errors import UserError
 
 PROBLEMS = {
@@ -27,9 +27,11 @@ PROBLEMS = {
     "outside": "file names that lead out of the image folder or are none",
     "missing": "images that are not in the folder",
     "no caption": "images without a caption",
+    "bad captions": "caption files that cannot be read",
     "unreadable": "images that cannot be read",
 }
 NAMES_SHOWN = 3
+THREADS = 32  # that decode images to see whether they can be read
 
 
 @dataclass
@@ -97,8 +99,7 @@ def read_annotations(path: str | Path) -> tuple[list[dict[str, Any]], list[dict[
                     state = "lacks" if key not in entry else "has an unusable"
                     raise UserError(f"{path} is not in the COCO captions format: {name}[{number}] {state} {key!r}")
     for entry in data["annotations"]:
-        # JSON can carry half of a surrogate pair, which no later file format accepts.
-        entry["caption"] = " ".join(entry["caption"].encode("utf-8", "replace").decode("utf-8").split())
+        entry["caption"] = tidy(entry["caption"])
         entry["image_id"] = str(entry["image_id"])
     for entry in data["images"]:
         entry["id"] = str(entry["id"])
@@ -140,13 +141,16 @@ class CocoSource:
         self._splits: dict[str, list[dict[str, Any]]] | None = None
         if not self.folder.is_dir():
             raise UserError(f"the image folder {self.folder} does not exist")
-        self._images, self._captions = read_annotations(self.annotations)
+        self._images, self._captions = self._read()
         if split_by is not None:
             for entry in self._images:
                 if split_by not in entry:
                     raise UserError(
                         f"split_by is {split_by!r}, but image {entry['id']} in {self.annotations} has no such field"
                     )
+
+    def _read(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        return read_annotations(self.annotations)
 
     def size(self, split: str) -> int:
         """Number of examples in ``split``."""
@@ -207,7 +211,7 @@ class CocoSource:
         paths = [self.folder / entry["file_name"] for entry in candidates]
         # PIL decodes outside the interpreter lock. Its warnings, on odd metadata, are silenced out here: the filter
         # belongs to the process, not to a thread.
-        with warnings.catch_warnings(), ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+        with warnings.catch_warnings(), ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1)) as pool:
             warnings.simplefilter("ignore")
             reasons = list(pool.map(_unreadable, paths))
         for entry, reason in zip(candidates, reasons, strict=True):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -14,7 +15,7 @@ class UnreadableImage(Exception):
     """The file is no image, is cut short or damaged, or is larger than PIL's guard against decompression bombs."""
 
 
-def open_image(path: str | Path) -> Image.Image:
+def open_image(path: str | Path | BinaryIO) -> Image.Image:
     """Decodes a file completely to an upright RGB image; transparency is laid over white.
 
     Raises UnreadableImage with the reason. The first frame of a file with several is taken.

@@ -20,6 +20,7 @@ from tokenizers import Tokenizer as Backend
 
 from ldmscale.errors import UserError
 from ldmscale.provenance import atomic_path
+from ldmscale.storage import fetch
 
 PAD, START, END = "<|pad|>", "<|startoftext|>", "<|endoftext|>"
 ALPHABET = sorted(pre_tokenizers.ByteLevel.alphabet())  # one symbol per byte: no text is unknown
@@ -88,7 +89,7 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     transformers' ``CLIPTokenizer`` gives, to special tokens spelled out in a text too; so with Stable Diffusion 2's
     padding "!" any "!" in a text is the padding's id. Raises UserError for a missing, broken or foreign file.
     """
-    path = Path(path)
+    path = fetch(path, beside=True)
     if path.is_dir() and not (path / "tokenizer.json").is_file():
         if not (path / "vocab.json").is_file() or not (path / "merges.txt").is_file():
             raise UserError(f"{path} holds no tokenizer: it must have tokenizer.json, or vocab.json and merges.txt")

@@ -35,6 +35,8 @@ def study_info(label: dict[str, Any], scores: pd.DataFrame) -> StudyInfo:
 def _source_name(source: dict[str, Any]) -> str:
     if source["source"] == "scenes":
         return "procedural scenes"
+    if "annotations" not in source:
+        return Path(source["images"]).name
     return Path(source["annotations"]).parent.name or Path(source["annotations"]).stem
 
 

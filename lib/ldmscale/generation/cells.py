@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ldmscale import hosts
 from ldmscale.cells.cell import Cell
 from ldmscale.data.encoded import save_array
 from ldmscale.diffusion.samplers import StepTable, step_table
@@ -21,25 +22,36 @@ from ldmscale.jobs import EVERY, Progress
 from ldmscale.models.adapter import adapter
 from ldmscale.models.network import NetConfig, network
 from ldmscale.provenance import is_current, write_manifest
+from ldmscale.training.sharding import Devices, batch_sharding, fetch, place, place_as_state, replicated
 
 
-def image_keys(seed: int, numbers: np.ndarray) -> tuple[jax.Array, jax.Array]:
+def image_keys(seed: int, numbers: np.ndarray | jax.Array) -> tuple[jax.Array, jax.Array]:
     """Keys of each image's starting noise and of its sampler noise: from (seed, image number) alone."""
-    base = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(jax.random.key(seed), np.asarray(numbers, np.uint32))
+    base = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(jax.random.key(seed), jnp.asarray(numbers, jnp.uint32))
     both = jax.vmap(jax.random.split)(base)
     return both[:, 0], both[:, 1]
+
+
+EVERYWHERE = Devices()
 
 
 class Generator:
     """Samples cells of one network shape; programs compile once and serve every cell.
 
-    The weights of an ``adapted`` network are {"unet": ..., "adapter": ...}, CoDi's.
+    The weights of an ``adapted`` network are {"unet": ..., "adapter": ...}, CoDi's. All devices of all of the job's
+    hosts draw ``batch`` images together (or more, so that each has as many), as ``devices`` says; every host asks for
+    the same, and gets all of it. An image does not depend on its batch or its device.
     """
 
     def __init__(
-        self, net: NetConfig, schedule: Schedule, latent_size: int, batch: int, seed: int, adapted: bool = False
-    ):
+        self, net: NetConfig, schedule: Schedule, latent_size: int, batch: int, seed: int, adapted: bool = False,
+        devices: Devices = EVERYWHERE,
+    ):  # fmt: skip
+        self._mesh = devices.mesh()
         self.schedule, self.batch, self.seed = schedule, batch, seed
+        if self._mesh is not None:
+            self.batch = -(-batch // self._mesh.size) * self._mesh.size
+        self._placed: tuple[Any, Any] = (None, None)  # the last weights, and they on the mesh
         self.shape = (latent_size, latent_size, net.out_channels)
         self._told = net.guidance_width > 0
         unet, beside = network(net), adapter(net) if adapted else None
@@ -53,7 +65,26 @@ class Generator:
             return unet.apply({"params": params["unet"]}, seen, t, context, residuals=residuals)
 
         self._programs = {guidance: build_sampler(apply, guidance=guidance) for guidance in GUIDANCE}
+        self._keys = jax.jit(lambda numbers: image_keys(seed, numbers))
         self._noise = jax.jit(jax.vmap(lambda key: jax.random.normal(key, self.shape)))
+
+    def _weights(self, params: Any) -> Any:
+        """``params`` where the program takes them from."""
+        if self._mesh is None:
+            return params
+        if self._placed[0] is not params:
+            self._placed = (params, place_as_state(params, self._mesh))
+        return self._placed[1]
+
+    def _here(self, tree: Any) -> Any:
+        """What is the same for every image, on every device."""
+        if self._mesh is None:
+            return tree
+        return jax.tree.map(lambda array: place(array, replicated(self._mesh)), tree)
+
+    def _rows(self, array: np.ndarray | None) -> Any:
+        """An image's row on its own device."""
+        return array if self._mesh is None or array is None else place(array, batch_sharding(self._mesh))
 
     def latents(
         self, params: Any, cell: Cell, spacing: str, draws: Draws, tell: Callable[[int, int], None] = lambda *_: None
@@ -63,16 +94,17 @@ class Generator:
         ``tell(done, N)`` is called after every batch.
         """
         numbers = draws.numbers
-        table = device_table(step_table(cell.sampler, self.schedule, cell.steps, spacing))
+        weights, null = self._weights(params), self._here(draws.null)
+        table = self._here(device_table(step_table(cell.sampler, self.schedule, cell.steps, spacing)))
         program = self._programs["told" if self._told else "free" if cell.cfg != 1.0 else "none"]
         parts = []
         for start in range(0, len(numbers), self.batch):
             rows = np.arange(start, start + self.batch).clip(max=len(numbers) - 1)  # the last batch is padded
-            start_keys, step_keys = image_keys(self.seed, numbers[rows])
-            condition = None if draws.condition is None else draws.condition[rows]
-            z = program((params, condition), table, cell.cfg, self._noise(start_keys), draws.states[rows], draws.null,
-                        step_keys)  # fmt: skip
-            parts.append(np.asarray(z)[: len(numbers) - start])
+            start_keys, step_keys = self._keys(self._rows(numbers[rows].astype(np.uint32)))
+            condition = None if draws.condition is None else self._rows(draws.condition[rows])
+            z = program((weights, condition), table, cell.cfg, self._noise(start_keys), self._rows(draws.states[rows]),
+                        null, step_keys)  # fmt: skip
+            parts.append(fetch(z)[: len(numbers) - start])
             tell(min(start + self.batch, len(numbers)), len(numbers))
         return np.concatenate(parts)
 
@@ -82,14 +114,15 @@ class Generator:
         Captions are ``states`` [N,L,D]. It is the sampling program's, at a single step that returns the noise.
         """
         one, none = np.ones(1), np.zeros(1)
-        step = device_table(StepTable(np.array([t]), a=one, b=-one, c=none, s=none, alpha=one, sigma=one))
+        step = self._here(device_table(StepTable(np.array([t]), a=one, b=-one, c=none, s=none, alpha=one, sigma=one)))
+        weights, null = self._weights(params), self._here(np.zeros_like(states[0]))
         parts = []
         for start in range(0, len(z), self.batch):
             rows = np.arange(start, start + self.batch).clip(max=len(z) - 1)  # the last batch is padded
-            keys, _ = image_keys(self.seed, rows)
-            found = self._programs["none"]((params, None), step, 1.0, jnp.asarray(z[rows]), states[rows],
-                                           np.zeros_like(states[0]), keys)  # fmt: skip
-            parts.append(np.asarray(found)[: len(z) - start])
+            keys, _ = self._keys(self._rows(rows.astype(np.uint32)))
+            found = self._programs["none"]((weights, None), step, 1.0, self._rows(z[rows]), self._rows(states[rows]),
+                                           null, keys)  # fmt: skip
+            parts.append(fetch(found)[: len(z) - start])
         return np.concatenate(parts)
 
 
@@ -102,6 +135,7 @@ def generate(cells: list[dict[str, Any]], folder: Path, generator: Generator, dr
     makes images uint8 [N,S,S,3] of latents [N,h,w,C] of unit variance. A cell's folder holds an array of images for
     each split that it draws (of text-to-image, distilled or not, ``gallery.npy`` and, where it is scored,
     ``tuning.npy`` and ``heldout.npy``), and, written last, ``sample.json`` with the cell's digest.
+    Of several hosts all sample, and the first alone decodes and writes.
     Raises UserError if what is sampled is not finite.
     """
     parsed = [Cell.parse(spec["path"]) for spec in cells]
@@ -111,13 +145,15 @@ def generate(cells: list[dict[str, Any]], folder: Path, generator: Generator, dr
         for spec, cell in zip(cells, parsed, strict=True)
     ]
     progress, begun = Progress(say, sum(work), every=EVERY), 0.0
-    for number, (spec, cell, evaluated) in enumerate(zip(cells, parsed, work, strict=True), 1):
+    there = hosts.agreed([is_current(folder / c["path"] / "sample.json", "generate", c["digest"]) for c in cells])
+    for number, (spec, cell, evaluated, done) in enumerate(zip(cells, parsed, work, there, strict=True), 1):
         target, before = folder / spec["path"], begun
         begun += evaluated
-        if is_current(target / "sample.json", "generate", spec["digest"]):
+        if done:
             progress.skip(evaluated)
             continue
-        (target / "sample.json").unlink(missing_ok=True)
+        if hosts.writes():
+            (target / "sample.json").unlink(missing_ok=True)
         drawn = draws(cell, **spec["draws"])
 
         def tell(done: int, images: int, number=number, before=before, evaluated=evaluated) -> None:
@@ -129,6 +165,8 @@ def generate(cells: list[dict[str, Any]], folder: Path, generator: Generator, dr
         if not np.isfinite(z).all():
             # As pixels they would be black, and scored as if they had been drawn.
             raise UserError(f"{spec['path']}: latents are not finite: its weights, or the latents' scale, are broken")
+        if not hosts.writes():
+            continue
         images = decode(z)
         splits = {split: drawn.splits.count(split) for split in dict.fromkeys(drawn.splits)}
         for split in splits:
@@ -136,3 +174,4 @@ def generate(cells: list[dict[str, Any]], folder: Path, generator: Generator, dr
         evaluations = len(step_table(cell.sampler, generator.schedule, cell.steps, spec["spacing"]))
         write_manifest(target / "sample.json", "generate", spec["digest"], evaluations=evaluations, images=splits)
         progress(begun, f"{number}/{len(cells)}  {spec['path']}", always=True)
+    hosts.barrier("generated")  # what the first still decodes, the others wait for here, where nothing times out

@@ -13,6 +13,7 @@ import numpy as np
 from ldmscale.models.autoencoder import Autoencoder, AutoencoderConfig
 from ldmscale.models.clip import CLIP, CLIPConfig, TextModel, TextTower, preprocess
 from ldmscale.tasks.autoencoder import to_unit
+from ldmscale.training.sharding import over_local_devices
 
 Tell = Callable[[int, int], None]  # how many of how many rows are done
 
@@ -20,15 +21,16 @@ Tell = Callable[[int, int], None]  # how many of how many rows are done
 def in_batches(fn: Callable[..., Any], batch: int, *arrays: np.ndarray, tell: Tell = lambda *_: None) -> Any:
     """Apply ``fn`` to slices of ``batch`` rows and concatenate; the last slice is padded, so one shape is compiled.
 
+    A slice goes to all of this host's devices, where they divide it.
     ``tell(done, rows)`` is called after every slice.
     """
-    count = len(arrays[0])
+    count, place = len(arrays[0]), over_local_devices(batch)
     parts = []
     for start in range(0, count, batch):
         rows = [a[start : start + batch] for a in arrays]
         real = len(rows[0])
         rows = [np.concatenate([r, np.repeat(r[-1:], batch - real, axis=0)]) if real < batch else r for r in rows]
-        parts.append(jax.tree.map(lambda x, n=real: np.asarray(x)[:n], fn(*rows)))
+        parts.append(jax.tree.map(lambda x, n=real: np.asarray(x)[:n], fn(*map(place, rows))))
         tell(start + real, count)
     return jax.tree.map(lambda *xs: np.concatenate(xs), *parts)
 

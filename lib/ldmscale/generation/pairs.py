@@ -23,6 +23,7 @@ from ldmscale.data.superres import (
 )
 from ldmscale.generation.encode import Encoders
 from ldmscale.provenance import atomic_path
+from ldmscale.storage import push
 
 CHUNK = 512  # training pairs in memory at once
 
@@ -93,4 +94,6 @@ def encode_pairs(folder: Path, settings: dict[str, Any], size: int, seed: int, o
             say(f"{done}/{items} training pairs")
         for array in made.values():
             array.flush()
+    for name in made:
+        push(folder / f"train-{name}.npy")
     return len(arrays["hr"])

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from ldmscale.errors import UserError
+from ldmscale.storage import fetch
 
 WEIGHTS_NAME = "inception-2015-12-05.pt"  # the name that clean-fid loads
 
@@ -40,6 +41,7 @@ def inception_features(images: np.ndarray, weights_path: str | Path, batch: int 
 @lru_cache(maxsize=1)
 def inception_network(path: Path):
     """clean-fid's network in evaluation mode and its device; kept, because reading it takes seconds."""
+    path = fetch(path)
     if not path.is_file():
         raise UserError(f"Inception weights {path} do not exist; give the path of clean-fid's file {WEIGHTS_NAME}.")
     if path.name != WEIGHTS_NAME:

@@ -18,6 +18,7 @@ from ldmscale.metrics.clip_score import clip_scores
 from ldmscale.metrics.features import Features
 from ldmscale.metrics.real import Real
 from ldmscale.provenance import is_current, read_json, read_manifest, write_manifest
+from ldmscale.storage import StorageError, remove
 
 SPLITS = ("tuning", "heldout")
 # What a cell of each task is scored on.
@@ -97,7 +98,7 @@ def score(cells: list[dict[str, Any]], folder: Path, rows_of: Callable[[Cell, Pa
             say(f"{number}/{len(cells)}  {spec['path']}")
         if not keep_images:
             for split in SPLITS:
-                (target / f"{split}.npy").unlink(missing_ok=True)
+                remove(target / f"{split}.npy")
         rows += read_json(done)["rows"]
     return rows
 
@@ -109,6 +110,8 @@ def _require_images(cells: Mapping[Path, tuple[str, ...]]) -> None:
         try:
             for name in files:
                 load_array(folder / f"{name}.npy")
+        except StorageError:  # no word on the images
+            raise
         except UserError:
             (folder / "sample.json").unlink(missing_ok=True)
             lost.append(folder)

@@ -15,7 +15,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from ldmscale.models.dit import ZEROS, DiTBlock, DiTConfig, embed
+from ldmscale.models.dit import ZEROS, DiTConfig, dit_block, embed
 from ldmscale.models.layers import Conv, Dense
 from ldmscale.models.network import NetConfig
 from ldmscale.models.unet import Residuals, UNetConfig, encode
@@ -52,7 +52,7 @@ class DiTAdapter(nn.Module):
         config, residuals = self.config, []
         x, embedding, context = embed(config, z, t, context)
         for i in range(adapted_blocks(config.depth)):
-            x = DiTBlock(config, name=f"transformer_blocks_{i}")(x, embedding, context)
+            x = dit_block(config, i)(x, embedding, context)
             residuals.append(Dense(config.width, init=ZEROS, name=f"controlnet_blocks_{i}")(x))
         return residuals
 

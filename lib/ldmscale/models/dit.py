@@ -27,6 +27,7 @@ from ldmscale.models.unet_layers import (
     TimestepEmbedding,
     check_common,
     guidance_features,
+    rematerialised,
     timestep_features,
 )
 
@@ -42,9 +43,9 @@ class DiTConfig:
     """Shape of a DiT: ``depth`` blocks of ``width`` channels with ``heads`` attention heads and an MLP of ``mlp_ratio``
     times the width, on patches of ``patch`` x ``patch`` latent pixels.
 
-    ``dtype`` and ``guidance_width`` as in :class:`ldmscale.models.unet.UNetConfig`. Raises UserError for a number that
-    is not positive, a ``width`` that ``heads`` does not divide or that is no multiple of 4 (the positions' sines and
-    cosines of rows and columns), or another ``dtype``.
+    ``dtype``, ``guidance_width`` and ``remat`` (of blocks) as in :class:`ldmscale.models.unet.UNetConfig`. Raises
+    UserError for a number that is not positive, a ``width`` that ``heads`` does not divide or that is no multiple of 4
+    (the positions' sines and cosines of rows and columns), or another ``dtype``.
     """
 
     width: int
@@ -57,6 +58,7 @@ class DiTConfig:
     mlp_ratio: int = 4
     dtype: str = "float32"
     guidance_width: int = 0
+    remat: bool = False
 
     def __post_init__(self):
         for key in ("width", "depth", "heads", "patch", "context_width", "in_channels", "out_channels", "mlp_ratio"):
@@ -159,6 +161,11 @@ class DiTBlock(nn.Module):
         return x + ff_gate[:, None] * FeedForward(self.config.mlp_ratio, name="ff")(h)
 
 
+def dit_block(config: DiTConfig, i: int) -> DiTBlock:
+    """Block ``i`` of the transformer of ``config``: a submodule of the module whose compact method calls this."""
+    return rematerialised(DiTBlock, config.remat)(config, name=f"transformer_blocks_{i}")
+
+
 class PatchEmbedding(nn.Module):
     """z [B,H,W,Cin] -> a token a patch [B,HW/patch^2,width], positions added, row by row."""
 
@@ -223,7 +230,7 @@ class DiT(nn.Module):
         (batch, height, width, _), patch = z.shape, config.patch
         x, embedding, context = embed(config, z, t, context, w)
         for i in range(config.depth):
-            x = DiTBlock(config, name=f"transformer_blocks_{i}")(x, embedding, context)
+            x = dit_block(config, i)(x, embedding, context)
             if i < len(residuals):
                 x = x + residuals[i].astype(x.dtype)
         x = modulated_norm(x, *Modulation(2, name="proj_out_1")(embedding))

@@ -13,6 +13,7 @@ import numpy as np
 from ldmscale.errors import UserError
 from ldmscale.models.inception import IMAGE_SIZE, InceptionV3
 from ldmscale.models.weights import Stored, read_tensors, to_tree, torch_name
+from ldmscale.storage import fetch
 
 UNUSED = (r"AuxLogits\..*", r".*\.num_batches_tracked")
 LEAVES = {
@@ -126,6 +127,7 @@ def load_inception(path: str | Path) -> Any:
     """
     image = jax.ShapeDtypeStruct((1, IMAGE_SIZE, IMAGE_SIZE, 3), jnp.float32)
     like = jax.eval_shape(InceptionV3().init, jax.random.key(0), image)["params"]
+    path = fetch(path)
     stored = _read_archive(path) if _is_torchscript(path) else read_tensors(path)
     if "output.weight" not in stored:
         return to_tree(stored, like, published_name, path, UNUSED)

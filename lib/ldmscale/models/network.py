@@ -15,11 +15,12 @@ from ldmscale.models.unet import UNet, UNetConfig
 NetConfig = UNetConfig | DiTConfig
 
 
-def net_config(params: Mapping[str, Any]) -> NetConfig:
+def net_config(params: Mapping[str, Any], remat: bool = False) -> NetConfig:
     """The shape of a network from ``params`` (see :meth:`ldmscale.config.study.Study.net_params`): ``family``, "unet"
-    where it is absent, and the keyword arguments of that family's config, whose UserErrors it passes on."""
+    where it is absent, and the keyword arguments of that family's config, whose UserErrors it passes on. ``remat`` is
+    no part of the shape: how its gradient is computed."""
     params = dict(params)
-    return {"unet": UNetConfig, "dit": DiTConfig}[params.pop("family", "unet")](**params)
+    return {"unet": UNetConfig, "dit": DiTConfig}[params.pop("family", "unet")](**params, remat=remat)
 
 
 def network(config: NetConfig) -> nn.Module:

@@ -22,6 +22,7 @@ from ldmscale.models.unet_layers import (
     Transformer,
     check_common,
     guidance_features,
+    rematerialised,
     timestep_features,
 )
 
@@ -36,6 +37,7 @@ class UNetConfig:
     ``heads`` is one number or, as in Stable Diffusion 2, one a level. ``dtype`` is the type of the activations and
     products, "float32" or "bfloat16"; parameters, norms, softmax and the prediction are float32 either way.
     ``guidance_width`` is the width of the embedding of the guidance weight, 0 for a network that does not take one.
+    ``remat``: resnet blocks and transformers compute their activations again for the gradient.
 
     Raises UserError if the lengths disagree or if ``norm_groups`` or ``heads`` cannot divide a level's channels.
     """
@@ -51,6 +53,7 @@ class UNetConfig:
     out_channels: int = 4
     dtype: str = "float32"
     guidance_width: int = 0
+    remat: bool = False
 
     def __post_init__(self):
         if not isinstance(self.heads, int):
@@ -108,13 +111,14 @@ class _Level(nn.Module):
         return self.config.attention_levels[self.level]
 
     def resnet(self, i: int) -> ResnetBlock:
-        return ResnetBlock(
+        return rematerialised(ResnetBlock, self.config.remat)(
             self.channels, self.config.norm_groups, NORM_EPSILON, zero=True, name=f"resnets_{i}", parent=self
         )
 
     def transformer(self, i: int) -> Transformer:
         heads = self.config.level_heads[self.level]
-        return Transformer(heads, self.config.norm_groups, name=f"attentions_{i}", parent=self)
+        transformer = rematerialised(Transformer, self.config.remat)
+        return transformer(heads, self.config.norm_groups, name=f"attentions_{i}", parent=self)
 
 
 class DownBlock(_Level):

@@ -20,6 +20,12 @@ MAX_PERIOD = 10_000
 DTYPES = ("float32", "bfloat16")
 
 
+def rematerialised(block: type[nn.Module], remat: bool) -> type[nn.Module]:
+    """``block``, or with ``remat`` the same block, of the same parameters, whose activations are not kept for the
+    gradient but computed again: a third more work for the memory of all but its inputs."""
+    return nn.remat(block) if remat else block
+
+
 def check_common(guidance_width: int, dtype: str) -> None:
     """What every network's config asks of these two: UserError for a width too small to embed, another type."""
     if guidance_width < 0 or 0 < guidance_width < 4:

@@ -17,6 +17,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from ldmscale.errors import UserError
+from ldmscale.storage import fetch
 
 Stored = dict[str, np.ndarray]
 
@@ -38,7 +39,7 @@ PICKLED = (".pt", ".pth", ".bin", ".ckpt")
 
 def weights_file(path: str | Path) -> Path:
     """The file of tensors that ``path`` names: itself, or the well-known one of a folder. Raises UserError."""
-    path = Path(path)
+    path = fetch(path, beside=str(path).endswith(".index.json"))
     if not path.is_dir():
         return path
     for name in FOLDER_FILES:

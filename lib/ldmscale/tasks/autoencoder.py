@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ldmscale.data.order import epoch_batch
 from ldmscale.models.autoencoder import Autoencoder, AutoencoderConfig
-from ldmscale.training.loop import Batch, epoch_batch
+from ldmscale.training.loop import Batch
 
 
 def to_unit(images: np.ndarray | jax.Array) -> jax.Array:
@@ -36,8 +37,8 @@ class AutoencoderTask:
         shape = (1, *self.images.shape[1:])
         return self.net.init(key, jnp.zeros(shape))["params"]
 
-    def batch(self, step: int) -> Batch:
-        return {"images": self.images[epoch_batch(len(self.images), self.batch_size, self.seed, step)]}
+    def batch(self, step: int, rows: slice = slice(None)) -> Batch:
+        return {"images": self.images[epoch_batch(len(self.images), self.batch_size, self.seed, step, rows)]}
 
     def loss(self, params: Any, batch: Batch, key: jax.Array) -> jax.Array:
         """Squared plus a fifth of absolute error, and ``kl_weight`` times the KL divergence from N(0, 1) of a latent.

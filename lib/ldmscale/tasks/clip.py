@@ -10,9 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from ldmscale.data.order import epoch_batch
 from ldmscale.models.clip import CLIP, CLIPConfig
 from ldmscale.tasks.autoencoder import to_unit
-from ldmscale.training.loop import Batch, epoch_batch
+from ldmscale.training.loop import Batch
 
 MAX_LOGIT_SCALE = 100.0
 
@@ -42,10 +43,10 @@ class CLIPTask:
         images = jnp.zeros((1, *self.images.shape[1:]))
         return self.net.init(key, images, jnp.zeros((1, self.tokens.shape[1]), jnp.int32))["params"]
 
-    def batch(self, step: int) -> Batch:
+    def batch(self, step: int, rows: slice = slice(None)) -> Batch:
         chosen = epoch_batch(len(self.images), self.batch_size, self.seed, step)
         captions = pick_captions(self.first, chosen, self.seed, step)
-        return {"images": self.images[chosen], "tokens": self.tokens[captions]}
+        return {"images": self.images[chosen[rows]], "tokens": self.tokens[captions[rows]]}
 
     def loss(self, params: Any, batch: Batch, key: jax.Array) -> jax.Array:
         image, text, scale = self.net.apply({"params": params}, to_unit(batch["images"]), batch["tokens"])

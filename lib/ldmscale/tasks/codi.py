@@ -94,8 +94,8 @@ class CoDiTask:
             params["unet"] = jax.tree.map(jnp.array, self.params)
         return params
 
-    def batch(self, step: int) -> Batch:
-        return captioned(self.latents, self.batch_size, self.seed, step)
+    def batch(self, step: int, rows: slice = slice(None)) -> Batch:
+        return captioned(self.latents, self.batch_size, self.seed, step, rows)
 
     def loss(self, params: Any, batch: Batch, key: jax.Array, ema: Any, frozen: Any) -> jax.Array:
         """Consistency between t and s along the unguided probability flow of ``frozen``; ``ema`` is the target network.
@@ -108,16 +108,23 @@ class CoDiTask:
         self, params: Any, batch: Batch, key: jax.Array, ema: Any, frozen: Any
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
         """:meth:`loss`, the timesteps t [B] and what each example adds to it [B]."""
-        ema, frozen = jax.lax.stop_gradient((ema, frozen))
+        return self.drawn_losses(params, self.draw(batch, key), ema, frozen)
+
+    def draw(self, batch: Batch, key: jax.Array) -> Batch:
         latent_key, time_key, noise_key, cfg_key = jax.random.split(key, 4)
         x = draw_latents(self.latents.scale, batch, latent_key)
-        count, context = len(x), jnp.asarray(batch["context"])
+        count = len(x)
         t = jax.random.randint(time_key, (1 if self.shared_t else count,), 0, self.schedule.steps)
-        t = jnp.broadcast_to(t, (count,))
-        s = jnp.maximum(t - self.stride, 0)
         cfg = jax.random.uniform(cfg_key, (count,), minval=self.cfg[0], maxval=self.cfg[1])
+        noise = jax.random.normal(noise_key, x.shape)
+        return {"x": x, "t": jnp.broadcast_to(t, (count,)), "cfg": cfg, "noise": noise, "context": batch["context"]}
+
+    def drawn_losses(self, params: Any, drawn: Batch, ema: Any, frozen: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
+        ema, frozen = jax.lax.stop_gradient((ema, frozen))
+        x, t, cfg, context = drawn["x"], drawn["t"], drawn["cfg"], jnp.asarray(drawn["context"])
+        s = jnp.maximum(t - self.stride, 0)
         (alpha, sigma), (alpha_s, sigma_s) = levels(self.schedule, t), levels(self.schedule, s)
-        z = alpha * x + sigma * jax.random.normal(noise_key, x.shape)
+        z = alpha * x + sigma * drawn["noise"]
         teacher_x, teacher_eps = self._read(self.net.apply({"params": frozen}, z, t, context), z, t)
         z_s = alpha_s * teacher_x + sigma_s * teacher_eps
         x_t, eps_t = self._student(params, frozen, z, t, context, cfg)

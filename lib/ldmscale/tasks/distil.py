@@ -9,11 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from ldmscale.data.encoded import Latents
+from ldmscale.data.order import epoch_batch
 from ldmscale.diffusion.schedule import Schedule
 from ldmscale.errors import UserError
 from ldmscale.models.network import NetConfig
 from ldmscale.tasks.clip import pick_captions
-from ldmscale.training.loop import Batch, epoch_batch
+from ldmscale.training.loop import Batch
 
 
 def check_distillation(config: NetConfig, latents: Latents, cfg: tuple[float, float]) -> None:
@@ -29,10 +30,11 @@ def check_distillation(config: NetConfig, latents: Latents, cfg: tuple[float, fl
         )
 
 
-def captioned(latents: Latents, batch_size: int, seed: int, step: int) -> Batch:
-    """Moments "mean" and "std" [B,h,w,C] and states "context" [B,L,D] of a batch; no caption is dropped."""
+def captioned(latents: Latents, batch_size: int, seed: int, step: int, rows: slice = slice(None)) -> Batch:
+    """Moments "mean" and "std" [B,h,w,C] and states "context" [B,L,D] of a batch's ``rows``; no caption is dropped."""
     chosen = epoch_batch(len(latents.mean), batch_size, seed, step)
-    context = latents.states[pick_captions(latents.first, chosen, seed, step)]
+    context = latents.states[pick_captions(latents.first, chosen, seed, step)[rows]]
+    chosen = chosen[rows]
     return {"mean": latents.mean[chosen], "std": latents.std[chosen], "context": context}
 
 

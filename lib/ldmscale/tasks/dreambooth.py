@@ -14,11 +14,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ldmscale.data.order import epoch_batch
 from ldmscale.diffusion.schedule import Schedule
 from ldmscale.errors import UserError
 from ldmscale.models.network import NetConfig, network
 from ldmscale.tasks.diffuse import diffuse
-from ldmscale.training.loop import Batch, epoch_batch
+from ldmscale.training.loop import Batch
 
 # The settings of the public trainers: TrainConfig(**RECIPE, seed=...) with the task's own defaults.
 RECIPE = {"steps": 800, "learning_rate": 5e-6, "warmup": 0, "weight_decay": 1e-2}
@@ -84,11 +85,11 @@ class DreamBoothTask:
         """The pretrained parameters; ``key`` is not used."""
         return jax.tree.map(jnp.asarray, self.params)
 
-    def batch(self, step: int) -> Batch:
+    def batch(self, step: int, rows: slice = slice(None)) -> Batch:
         found = {}
         for number, (name, concept) in enumerate(self._concepts().items()):
             # Seeds far apart: as many prior as instance images would otherwise be shuffled alike, in fixed pairs.
-            chosen = epoch_batch(len(concept.mean), self.batch_size, self.seed + (number << 32), step)
+            chosen = epoch_batch(len(concept.mean), self.batch_size, self.seed + (number << 32), step, rows)
             found |= {f"{name}_{part}": array for part, array in concept.rows(chosen).items()}
         return found
 
@@ -102,9 +103,15 @@ class DreamBoothTask:
 
     def losses(self, params: Any, batch: Batch, key: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         """:meth:`loss`, and of instance and prior examples alike the timesteps [N] and the error [N], not weighted."""
+        return self.drawn_losses(params, self.draw(batch, key))
+
+    def draw(self, batch: Batch, key: jax.Array) -> dict[str, tuple[jax.Array, ...]]:
+        return {name: self._diffuse(batch, name, jax.random.fold_in(key, i)) for i, name in enumerate(self._concepts())}
+
+    def drawn_losses(self, params: Any, drawn: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
         names = list(self._concepts())
-        drawn = [self._diffuse(batch, name, jax.random.fold_in(key, i)) for i, name in enumerate(names)]
-        z, t, context, noise = (jnp.concatenate(arrays) for arrays in zip(*drawn, strict=True))
+        parts = zip(*(drawn[name] for name in names), strict=True)
+        z, t, context, noise = (jnp.concatenate(arrays) for arrays in parts)
         error = jnp.square(self.net.apply({"params": params}, z, t, context) - noise)
         instance, *prior = jnp.split(error, len(names))
         return instance.mean() + sum(self.prior_weight * part.mean() for part in prior), t, error.mean((1, 2, 3))

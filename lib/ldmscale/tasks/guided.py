@@ -123,13 +123,13 @@ class GuidedTask:
         # The training step gives its state's buffers up, and the teacher keeps its own.
         return jax.tree.map(jnp.array, self.params)
 
-    def batch(self, step: int) -> Batch:
+    def batch(self, step: int, rows: slice = slice(None)) -> Batch:
         """Captioned latents, and one uniformly drawn row of the stage's targets for each."""
-        rows = np.random.default_rng((self.seed, step, 2)).integers(len(self.targets.t), size=self.batch_size)
-        chosen = {name: column[rows] for name, column in self.targets._asdict().items()}
+        drawn = np.random.default_rng((self.seed, step, 2)).integers(len(self.targets.t), size=self.batch_size)[rows]
+        chosen = {name: column[drawn] for name, column in self.targets._asdict().items()}
         # On the device float32, and in every stage: another type would be another program.
         numbers = {n: column if n in ("t", "t2") else column.astype(np.float32) for n, column in chosen.items()}
-        return captioned(self.latents, self.batch_size, self.seed, step) | numbers
+        return captioned(self.latents, self.batch_size, self.seed, step, rows) | numbers
 
     def loss(self, params: Any, batch: Batch, key: jax.Array, ema: Any, frozen: Any) -> jax.Array:
         """Mean of max(SNR, 1) ||student(z, t, w) - target||^2 with the teacher ``frozen``; ``ema`` is not used."""
@@ -139,14 +139,21 @@ class GuidedTask:
         self, params: Any, batch: Batch, key: jax.Array, ema: Any, frozen: Any
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
         """:meth:`loss`, the timesteps [B] and the weighted error [B] of each example."""
-        frozen = jax.lax.stop_gradient(frozen)
+        return self.drawn_losses(params, self.draw(batch, key), ema, frozen)
+
+    def draw(self, batch: Batch, key: jax.Array) -> Batch:
         latent_key, noise_key, w_key = jax.random.split(key, 3)
         x = draw_latents(self.latents.scale, batch, latent_key)
-        t, t2, context = (jnp.asarray(batch[name]) for name in ("t", "t2", "context"))
-        a, b, q, guide, weight = (per_sample(batch[name]) for name in ("a", "b", "q", "guide", "weight"))
-        w = jax.random.uniform(w_key, t.shape, minval=self.cfg[0] - 1, maxval=self.cfg[1] - 1)
+        w = jax.random.uniform(w_key, x.shape[:1], minval=self.cfg[0] - 1, maxval=self.cfg[1] - 1)
+        numbers = {name: batch[name] for name in (*Targets._fields, "context")}
+        return {"x": x, "w": w, "noise": jax.random.normal(noise_key, x.shape), **numbers}
+
+    def drawn_losses(self, params: Any, drawn: Batch, ema: Any, frozen: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
+        frozen = jax.lax.stop_gradient(frozen)
+        x, w, t, t2, context = (jnp.asarray(drawn[name]) for name in ("x", "w", "t", "t2", "context"))
+        a, b, q, guide, weight = (per_sample(drawn[name]) for name in ("a", "b", "q", "guide", "weight"))
         alpha, sigma = levels(self.schedule, t)
-        z = alpha * x + sigma * jax.random.normal(noise_key, x.shape)
+        z = alpha * x + sigma * drawn["noise"]
         x1 = self._clean(frozen, z, t, context, w)
         context2 = jnp.where(guide[..., 0] > 0, jnp.asarray(self.latents.null), context)
         x2 = self._clean(frozen, a * z + b * x1, t2, context2, w)

@@ -11,11 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from ldmscale.data.encoded import Latents
+from ldmscale.data.order import epoch_batch
 from ldmscale.diffusion.schedule import Schedule
 from ldmscale.models.network import NetConfig, network
 from ldmscale.tasks.clip import pick_captions
 from ldmscale.tasks.diffuse import diffuse
-from ldmscale.training.loop import Batch, epoch_batch
+from ldmscale.training.loop import Batch
 
 
 @dataclass(frozen=True)
@@ -37,12 +38,13 @@ class PretrainTask:
         z, context = self.latents.mean[:1], self.latents.null[None]
         return self.net.init(key, jnp.zeros(z.shape), jnp.zeros(1, jnp.int32), jnp.zeros(context.shape))["params"]
 
-    def batch(self, step: int) -> Batch:
+    def batch(self, step: int, rows: slice = slice(None)) -> Batch:
         data = self.latents
         chosen = epoch_batch(len(data.mean), self.batch_size, self.seed, step)
-        context = data.states[pick_captions(data.first, chosen, self.seed, step)]
-        dropped = np.random.default_rng((self.seed, step, 2)).random(len(chosen)) < self.text_dropout
+        context = data.states[pick_captions(data.first, chosen, self.seed, step)[rows]]
+        dropped = np.random.default_rng((self.seed, step, 2)).random(len(chosen))[rows] < self.text_dropout
         context = np.where(dropped[:, None, None], data.null, context)
+        chosen = chosen[rows]
         return {"mean": data.mean[chosen], "std": data.std[chosen], "context": context}
 
     def loss(self, params: Any, batch: Batch, key: jax.Array) -> jax.Array:
@@ -51,6 +53,13 @@ class PretrainTask:
 
     def losses(self, params: Any, batch: Batch, key: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         """:meth:`loss`, the timesteps [B] and the error [B] of each example."""
+        return self.drawn_losses(params, self.draw(batch, key))
+
+    def draw(self, batch: Batch, key: jax.Array) -> Batch:
         z, t, noise = diffuse(self.schedule, self.latents.scale, batch["mean"], batch["std"], key)
-        error = (self.net.apply({"params": params}, z, t, batch["context"]) - noise) ** 2
+        return {"z": z, "t": t, "noise": noise, "context": batch["context"]}
+
+    def drawn_losses(self, params: Any, drawn: Batch) -> tuple[jax.Array, jax.Array, jax.Array]:
+        z, t, noise = (drawn[name] for name in ("z", "t", "noise"))
+        error = (self.net.apply({"params": params}, z, t, drawn["context"]) - noise) ** 2
         return jnp.mean(error), t, error.mean((1, 2, 3))

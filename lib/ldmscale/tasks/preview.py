@@ -13,6 +13,7 @@ from ldmscale.diffusion.samplers import step_table
 from ldmscale.diffusion.sampling import build_sampler, device_table
 from ldmscale.models.autoencoder import Autoencoder, AutoencoderConfig
 from ldmscale.tasks.pretrain import PretrainTask
+from ldmscale.training.sharding import fetch
 
 # Few pictures in few steps: enough to see by, and cheap beside the training between two checkpoints.
 IMAGES, STEPS, CFG = 9, 6, 4.0
@@ -38,4 +39,4 @@ def preview(task: PretrainTask, autoencoder: AutoencoderConfig, weights: Any) ->
     # Not optimised: it would compile for longer than it runs.
     program = jax.jit(draw, compiler_options={"xla_backend_optimization_level": 0})
     context = data.states[data.first[:count]]
-    return lambda params: np.asarray(program(params, weights, context, data.null))
+    return lambda params: fetch(program(params, weights, context, data.null))

@@ -15,11 +15,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ldmscale.data.order import epoch_batch
 from ldmscale.diffusion.schedule import Schedule
 from ldmscale.errors import UserError
 from ldmscale.models.network import NetConfig, first_kernel, network, widen
 from ldmscale.tasks.diffuse import diffuse
-from ldmscale.training.loop import Batch, epoch_batch
+from ldmscale.training.loop import Batch
 
 
 @dataclass(frozen=True)
@@ -71,8 +72,8 @@ class SuperresTask:
         """The pretrained parameters, widened; ``key`` is not used."""
         return widen(self.params, self.config, np.shape(self.condition)[-1])
 
-    def batch(self, step: int) -> Batch:
-        chosen = epoch_batch(len(self.mean), self.batch_size, self.seed, step)
+    def batch(self, step: int, rows: slice = slice(None)) -> Batch:
+        chosen = epoch_batch(len(self.mean), self.batch_size, self.seed, step, rows)
         return {"mean": self.mean[chosen], "std": self.std[chosen], "condition": self.condition[chosen]}
 
     def loss(self, params: Any, batch: Batch, key: jax.Array) -> jax.Array:
@@ -81,8 +82,15 @@ class SuperresTask:
 
     def losses(self, params: Any, batch: Batch, key: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         """:meth:`loss`, the timesteps [B] and the error [B] of each example."""
+        return self.drawn_losses(params, self.draw(batch, key))
+
+    def draw(self, batch: Batch, key: jax.Array) -> Batch:
         z, t, noise = diffuse(self.schedule, self.scale, batch["mean"], batch["std"], key)
+        return {"z": z, "t": t, "noise": noise, "condition": batch["condition"]}
+
+    def drawn_losses(self, params: Any, drawn: Batch) -> tuple[jax.Array, jax.Array, jax.Array]:
+        z, t, noise = (drawn[name] for name in ("z", "t", "noise"))
         context = jnp.broadcast_to(jnp.asarray(self.null), (len(z), *np.shape(self.null)))
-        seen = jnp.concatenate([z, batch["condition"]], axis=-1)
+        seen = jnp.concatenate([z, drawn["condition"]], axis=-1)
         error = (self.net.apply({"params": params}, seen, t, context) - noise) ** 2
         return jnp.mean(error), t, error.mean((1, 2, 3))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from safetensors.numpy import save_file
 
 from ldmscale.errors import UserError
 from ldmscale.provenance import atomic_path
+from ldmscale.storage import fetch, push
 
 METADATA = "ldmscale"
 
@@ -21,11 +24,12 @@ def save_tree(path: str | Path, tree: Any, **metadata: object) -> None:
     """Write a pytree of arrays with JSON-able ``metadata``; tensor names are the tree's key paths joined by dots."""
     with atomic_path(path) as temporary:
         save_file(
-            {name: np.asarray(leaf, order="C") for name, leaf in _named(jax.device_get(tree))},
+            {name: np.asarray(leaf, order="C") for name, leaf in named(jax.device_get(tree))},
             temporary,
             # One entry: several are written in random order, and equal trees should be equal files.
             metadata={METADATA: json.dumps(metadata, sort_keys=True)},
         )
+    push(path)
 
 
 def load_tree(path: str | Path, like: Any, branch: str = "") -> tuple[Any, dict[str, Any]]:
@@ -37,22 +41,17 @@ def load_tree(path: str | Path, like: Any, branch: str = "") -> tuple[Any, dict[
         UserError: the file is missing or damaged, or a tensor is missing, extra, mis-shaped, of another type or not
             finite.
     """
-    try:
-        with safe_open(path, framework="numpy") as file:
-            prefix = f"{branch}." if branch else ""
-            names = [name for name in file.keys() if name.startswith(prefix)]
-            stored = {name.removeprefix(prefix): file.get_tensor(name) for name in names}
-            metadata = json.loads((file.metadata() or {}).get(METADATA, "{}"))
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing: run the rule that makes it again with --forcerun") from None
-    except (SafetensorError, OSError, ValueError) as error:
-        raise UserError(f"{path} is not a whole safetensors file ({error}): delete it and make it again") from None
-    names = [name for name, _ in _named(like)]
+    prefix = f"{branch}." if branch else ""
+    with _opened(path) as file:
+        names = [name for name in file.keys() if name.startswith(prefix)]
+        stored = {name.removeprefix(prefix): file.get_tensor(name) for name in names}
+        metadata = _metadata(file)
+    names = [name for name, _ in named(like)]
     for problem, odd in (("lacks", set(names) - set(stored)), ("has the unknown", set(stored) - set(names))):
         if odd:
             raise UserError(f"{path} {problem} tensor '{min(odd)}': it belongs to another network")
     leaves = []
-    for name, want in _named(like):
+    for name, want in named(like):
         if stored[name].shape != tuple(want.shape):
             raise UserError(
                 f"{path}: tensor '{name}' has shape {stored[name].shape}, the network needs {tuple(want.shape)}"
@@ -65,19 +64,41 @@ def load_tree(path: str | Path, like: Any, branch: str = "") -> tuple[Any, dict[
     return jax.tree.unflatten(jax.tree.structure(like), leaves), metadata
 
 
+def read_metadata(path: str | Path) -> dict[str, Any]:
+    """What :func:`save_tree` was given besides the tree; no tensor is read. Raises UserError: missing or damaged."""
+    with _opened(path) as file:
+        return _metadata(file)
+
+
 def is_checkpoint(path: str | Path) -> bool:
     """Whether ``path`` is a safetensors file with tensors named and laid out as :func:`save_tree` does."""
     try:
-        with safe_open(path, framework="numpy") as file:
+        with safe_open(fetch(path), framework="numpy") as file:
             return any(name.endswith("kernel") for name in file.keys())  # PyTorch's have weights
     except (SafetensorError, OSError):
         return False
 
 
-def _named(tree: Any) -> list[tuple[str, Any]]:
-    """Leaves with their key paths as dotted names."""
+def named(tree: Any) -> list[tuple[str, Any]]:
+    """The leaves of a tree with their key paths as dotted names."""
 
     def text(key: Any) -> str:
         return str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key))))
 
     return [(".".join(map(text, path)), leaf) for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]]
+
+
+def _metadata(file: Any) -> dict[str, Any]:
+    return json.loads((file.metadata() or {}).get(METADATA, "{}"))
+
+
+@contextmanager
+def _opened(path: str | Path) -> Iterator[Any]:
+    """The safetensors file ``path``, open; UserError where it is missing, or found to be damaged while it is."""
+    try:
+        with safe_open(fetch(path), framework="numpy") as file:
+            yield file
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing: run the rule that makes it again with --forcerun") from None
+    except (SafetensorError, OSError, ValueError) as error:
+        raise UserError(f"{path} is not a whole safetensors file ({error}): delete it and make it again") from None

@@ -14,13 +14,22 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from ldmscale import hosts, preemption
+from ldmscale.data.loader import batches
 from ldmscale.errors import UserError
 from ldmscale.jobs import Progress
+from ldmscale.storage import StorageError
 from ldmscale.training.checkpoint import load_tree, save_tree
+from ldmscale.training.gradients import gradients
 from ldmscale.training.packing import Packing
-from ldmscale.training.watch import Measured, Watch, by_level, record_of
+from ldmscale.training.sharding import Devices, fetch, host_batches, place_as_state, state_shardings
+from ldmscale.training.states import States
+from ldmscale.training.watch import Measured, Watch, record_of
 
 Batch = dict[str, np.ndarray]
+
+ALONE = Devices()
+AHEAD = 4  # batches made while an accelerator computes
 
 # For a program that runs once: to draw initial parameters takes a millisecond, to optimise the drawing fifteen seconds.
 _ONCE = {"xla_backend_optimization_level": 0}
@@ -36,14 +45,19 @@ class Task(Protocol):
     ``loss(params, batch, key, ema, frozen)``, with the running average of its own parameters as ``ema``.
 
     One that predicts at drawn noise levels of its ``schedule`` also has ``losses(...)``, called as ``loss``: the
-    scalar, the timesteps [N] of its examples and the loss [N] of each, to be watched.
+    scalar, the timesteps [N] of its examples and the loss [N] of each, to be watched. Its loss is a mean over examples,
+    in two parts, so that a batch can be cut: ``draw(batch, key)``, a tree of arrays [N,...] with all that is random,
+    and ``drawn_losses(params, drawn[, ema, frozen])`` of any part of these.
     """
+
+    batch_size: int
 
     def init(self, key: jax.Array) -> Any:
         """Initial parameters: drawn from ``key``, or made of the task's own pretrained ``params``."""
 
-    def batch(self, step: int) -> Batch:
-        """The batch of ``step``: a function of the step alone, so that a resumed run sees the same data."""
+    def batch(self, step: int, rows: slice = slice(None)) -> Batch:
+        """``rows`` of the batch of ``step``: a function of the two alone, so that a resumed run, and one on other
+        hosts, sees the same data."""
 
     def loss(self, params: Any, batch: Batch, key: jax.Array) -> jax.Array:
         """Scalar loss."""
@@ -54,7 +68,7 @@ class TrainConfig:
     """AdamW: linear warm-up, then constant or (``decay``) cosine to zero at ``steps``; gradients clipped to norm 1.
 
     ``flat`` keeps all parameters, their average and AdamW's moments in one vector each: half the program to compile,
-    and no overhead per tensor. What is to be sharded must stay tensors. The numbers are the same.
+    and no overhead per tensor. On several devices they stay tensors. The numbers are the same.
     """
 
     steps: int
@@ -122,28 +136,23 @@ def initial_state(task: Task, config: TrainConfig) -> TrainState:
 
 
 def build_step(
-    task: Task, config: TrainConfig, shardings: TrainState | None = None, short: bool = False
+    task: Task, config: TrainConfig, shardings: TrainState | None = None, short: bool = False, accumulate: int = 1
 ) -> Callable[..., tuple[TrainState, Measured]]:
     """The compiled ``(state, batch[, frozen]) -> (state, measured)``; its key is fold_in(seed, step), so steps are
     replayable. ``frozen`` is the task's: closed over, a teacher's parameters would become constants of the program.
 
     On a mesh ``shardings`` says where each array of the state lies (:mod:`ldmscale.training.sharding`), before the step
-    and after it. A ``short`` run's program is not optimised: it would compile for longer than it runs.
+    and after it. A ``short`` run's program is not optimised: it would compile for longer than it runs. The batch is
+    cut into ``accumulate`` microbatches, one after the other, whose gradients' mean is the batch's.
     """
     optimizer = config.optimizer()
     tree = _as_tree(task, config)
-
-    def losses(params: Any, *given: Any) -> tuple[jax.Array, jax.Array | None]:
-        if not hasattr(task, "losses"):
-            return task.loss(params, *given), None
-        loss, t, each = task.losses(params, *given)
-        return loss, by_level(t, each, task.schedule.steps)
+    differentiated = gradients(task, tree, accumulate, shardings and shardings.params)
 
     def step(state: TrainState, batch: Batch, frozen: Any = None) -> tuple[TrainState, Measured]:
         key = jax.random.fold_in(jax.random.key(config.seed), state.step)
         given = () if frozen is None else (tree(state.ema), frozen)
-        differentiated = jax.value_and_grad(lambda p: losses(tree(p), batch, key, *given), has_aux=True)
-        (loss, levels), grads = differentiated(state.params)
+        (loss, levels), grads = differentiated(state.params, batch, key, *given)
         updates, opt = optimizer.update(grads, state.optimizer, state.params)
         params = optax.apply_updates(state.params, updates)
         d = ema_decay(config.ema, state.step)
@@ -166,20 +175,31 @@ def train(
     say: Callable[[str], None] = lambda line: print(line, file=sys.stderr, flush=True),
     draw: Callable[[Any], np.ndarray] | None = None,
     programs: dict[TrainConfig, Callable] | None = None,
+    devices: Devices = ALONE,
 ) -> dict[int, Path]:
     """Train ``task`` up to ``max(keep)`` steps and keep its averaged weights at each step of ``keep`` (0: the first).
 
-    ``folder`` holds ``state.safetensors`` (everything needed to go on), ``step-<n>.safetensors`` (EMA weights) and
-    what :mod:`ldmscale.training.watch` writes, pictures too if ``draw`` makes them (uint8 [N,S,S,3]) of averaged
-    weights. A run that was killed goes on from the last state with bit-identical results on the CPU; a state made under
-    another ``digest`` is not used. ``programs`` keeps the compiled step for further runs whose tasks differ in their
-    batches and parameters alone, not in their loss.
+    ``folder`` holds the last state (:mod:`ldmscale.training.states`: everything needed to go on, always as tensors),
+    ``step-<n>.safetensors`` (EMA weights) and what :mod:`ldmscale.training.watch` writes, pictures too if ``draw``
+    makes them (uint8 [N,S,S,3]) of averaged weights. A run that was killed goes on from the last state with
+    bit-identical results on the CPU; a state made under another ``digest`` is not used. ``programs`` keeps the compiled
+    step for further runs whose tasks differ in their batches and parameters alone, not in their loss.
 
-    Returns the kept files by step. Raises UserError if the loss stops being finite (the last state is kept).
+    All devices of all of the job's hosts are used, as ``devices`` says: a batch is cut over them, and a host reads its
+    own rows. On which devices a run was begun does not matter to how it goes on. Host 0 alone writes, but for states.
+
+    Told to stop (:mod:`ldmscale.preemption`), it saves after the running step and ends the process.
+
+    Returns the kept files by step, there for every host. Raises UserError if the loss stops being finite (the last
+    state is kept), and if devices and batch do not fit.
     """
-    folder, keep = Path(folder), sorted(keep)
+    folder, keep, mesh, accumulate = Path(folder), sorted(keep), devices.mesh(), 1
+    if mesh is not None:
+        config = replace(config, flat=False)
+    if mesh is not None or devices.accumulate > 1:
+        accumulate = devices.microbatches(task.batch_size, mesh)
     folder.mkdir(parents=True, exist_ok=True)
-    for left in folder.glob(".*-*.safetensors"):
+    for left in folder.glob(".*-*.safetensors") if hosts.writes() else ():
         left.unlink()  # what a killed run was writing
     kept = {step: folder / f"step-{step}.safetensors" for step in keep}
 
@@ -188,101 +208,109 @@ def train(
 
     shapes = jax.eval_shape(fresh, _pretrained(task))
     tree = _as_tree(task, config)
-    weights = jax.eval_shape(tree, shapes.ema)
-    state = _resume(folder, digest, shapes, weights, kept)
+    shardings = None if mesh is None else state_shardings(shapes, mesh)
+
+    def stored(state: TrainState) -> TrainState:
+        return jax.tree.map(lambda leaf: tree(leaf) if leaf.ndim else leaf, state) if config.flat else state
+
+    like = jax.eval_shape(stored, shapes)
+    if mesh is not None:
+        like = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), like, shardings)
+    states = States(folder, digest)
+    state = _resume(states, digest, like, kept)
     start = 0 if state is None else int(state.step)
     if start >= keep[-1]:
+        states.close()
         return kept
     if state is None:
-        state = jax.jit(fresh, compiler_options=_ONCE)(_pretrained(task))
-    else:
-        state = jax.tree.map(jnp.asarray, state)
+        pretrained, placed = _pretrained(task), {}
+        if mesh is not None:
+            pretrained, placed = place_as_state(pretrained, mesh), {"out_shardings": shardings}
+        state = jax.jit(fresh, compiler_options=_ONCE, **placed)(pretrained)
+        del pretrained
+    elif config.flat:
+        whole = jax.tree.map(np.asarray, state)
+        state = jax.tree.map(lambda x, part: jnp.asarray(Packing.pack(part) if x.ndim else part), shapes, whole)
     if start:
         say(f"resumed at step {start} of {keep[-1]}")
-    watch = Watch(folder, start or -1)
+    watch = Watch(folder, start or -1) if hosts.writes() else None
 
     def keep_weights(step: int) -> None:
         averaged = tree(state.ema)
-        save_tree(kept[step], averaged, digest=digest, step=step)
-        if draw is not None:
-            watch.pictures(step, draw(averaged))
+        whole = fetch(averaged)
+        pictures = None if draw is None else draw(averaged)  # by all hosts
+        if watch:
+            save_tree(kept[step], whole, digest=digest, step=step)
+            if pictures is not None:
+                watch.pictures(step, pictures)
 
     if 0 in kept and not start:
         keep_weights(0)
     step_fn = ({} if programs is None else programs).setdefault(
-        config, build_step(task, config, short=keep[-1] <= SHORT)
+        config, build_step(task, config, shardings, keep[-1] <= SHORT, accumulate)
     )
-    frozen = jax.tree.map(jnp.asarray, getattr(task, "frozen", None))
+    frozen = getattr(task, "frozen", None)
+    frozen = jax.tree.map(jnp.asarray, frozen) if mesh is None else place_as_state(frozen, mesh)
+    read = task.batch if mesh is None else host_batches(task, mesh)
+    ahead = 0 if jax.default_backend() == "cpu" else AHEAD  # whose threads the step itself needs
     save_every = max(1, min(1000, keep[-1] // 10))
     measured: list[Measured] = []
-    for step in range(start, keep[-1]):
-        batch = task.batch(step)
-        state, found = step_fn(state, batch, frozen)
-        measured.append(found)
-        done = step + 1
-        if done == start + 1:  # compiled: what follows tells how fast it goes
-            progress, clock = Progress(say, keep[-1]), time.monotonic()
-            progress.skip(start)
-        if done % log_every == 0 or done in kept or done % save_every == 0:
-            record = record_of(done, jax.device_get(measured), len(next(iter(batch.values()))))
-            if not np.isfinite(record["loss"]):
-                losses = np.array([found.loss for found in measured], np.float64)
-                bad = int(np.argmin(np.isfinite(losses)))
-                raise UserError(
-                    f"the loss was {losses[bad]} at step {done - len(losses) + bad + 1}: lower learning_rate or "
-                    f"lengthen warmup (the last good state in {folder} is kept)"
+    with preemption.noted():
+        for step, batch in enumerate(batches(read, start, keep[-1], ahead), start):
+            state, found = step_fn(state, batch, frozen)
+            measured.append(found)
+            done = step + 1
+            if done == start + 1:  # compiled: what follows tells how fast it goes
+                progress, clock = Progress(say, keep[-1]), time.monotonic()
+                progress.skip(start)
+            stop = preemption.asked(done) and done < keep[-1]
+            save = stop or done in kept or done % save_every == 0
+            if save or done % log_every == 0:
+                record = record_of(done, jax.device_get(measured), len(next(iter(batch.values()))))
+                if not np.isfinite(record["loss"]):
+                    losses = np.array([found.loss for found in measured], np.float64)
+                    bad = int(np.argmin(np.isfinite(losses)))
+                    raise UserError(
+                        f"the loss was {losses[bad]} at step {done - len(losses) + bad + 1}: lower learning_rate or "
+                        f"lengthen warmup (the last good state in {folder} is kept)"
+                    )
+                seconds = max(time.monotonic() - clock, 1e-6)
+                record["images_per_second"] = round(record.pop("images") / seconds, 2)
+                if watch:
+                    watch.record(record)
+                progress(
+                    done, f"step {done}/{keep[-1]}  loss {record['loss']:.4f}  {len(measured) / seconds:.1f} steps/s"
                 )
-            seconds = max(time.monotonic() - clock, 1e-6)
-            record["images_per_second"] = round(record.pop("images") / seconds, 2)
-            watch.record(record)
-            progress(done, f"step {done}/{keep[-1]}  loss {record['loss']:.4f}  {len(measured) / seconds:.1f} steps/s")
-            measured = []
-            if done in kept:
-                keep_weights(done)
-            if done in kept or done % save_every == 0:
-                save_tree(folder / "state.safetensors", state, digest=digest)
-            clock = time.monotonic()
-    watch.close()
+                measured = []
+                if done in kept:
+                    keep_weights(done)
+                if save:
+                    states.save(done, stored(state))
+                if stop:
+                    states.close()
+                    say(f"told to stop: saved at step {done} of {keep[-1]}, to go on from there")
+                    preemption.leave()
+                clock = time.monotonic()
+    states.close()
+    if watch:
+        watch.close()
+    hosts.barrier(f"trained {folder}")
     return kept
 
 
-def _resume(folder: Path, digest: str, shapes: TrainState, weights: Any, kept: dict[int, Path]) -> TrainState | None:
-    """The saved state, if it is whole, of this ``digest``, and every weight it should have left behind is there."""
+def _resume(states: States, digest: str, like: TrainState, kept: dict[int, Path]) -> TrainState | None:
+    """The last state, if every weight that it should have left behind is there."""
+    state = states.latest(like)
+    if state is None:
+        return None
+    due = [(step, path) for step, path in kept.items() if step <= int(state.step)]
+    return state if hosts.agreed(hosts.writes() and all(_is_kept(*one, digest, like.ema) for one in due)) else None
+
+
+def _is_kept(step: int, path: Path, digest: str, like: Any) -> bool:
     try:
-        state, metadata = load_tree(folder / "state.safetensors", shapes)
+        return load_tree(path, like)[1] == {"digest": digest, "step": step}
+    except StorageError:  # no word on the weights
+        raise
     except UserError:
-        return None
-    if metadata.get("digest") != digest:
-        return None
-    for step, path in kept.items():
-        if step <= int(state.step):
-            try:
-                if load_tree(path, weights)[1] != {"digest": digest, "step": step}:
-                    return None
-            except UserError:
-                return None
-    return state
-
-
-def epoch_batch(count: int, batch: int, seed: int, step: int) -> np.ndarray:
-    """Indices [batch] of ``step``: a new permutation of ``count`` examples each epoch, from (seed, epoch) alone.
-
-    An epoch is floor(count / batch) steps, so that each example is seen at most once in it; a ``count`` under
-    ``batch`` is drawn with repeats.
-    """
-    if count < batch:
-        return np.random.default_rng((seed, step)).integers(count, size=batch)
-    per_epoch = count // batch
-    epoch, place = divmod(step, per_epoch)
-    return _permutation(count, seed, epoch)[place * batch : (place + 1) * batch]
-
-
-_LAST: dict[tuple[int, int, int], np.ndarray] = {}  # the running epoch alone
-
-
-def _permutation(count: int, seed: int, epoch: int) -> np.ndarray:
-    key = (count, seed, epoch)
-    if key not in _LAST:
-        _LAST.clear()
-        _LAST[key] = np.random.default_rng((seed, epoch)).permutation(count)
-    return _LAST[key]
+        return False

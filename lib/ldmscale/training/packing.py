@@ -19,11 +19,18 @@ class Packing:
         self._shapes = [leaf.shape for leaf in leaves]
         self._ends = np.cumsum([leaf.size for leaf in leaves])[:-1]
 
-    def pack(self, tree: Any) -> jax.Array:
+    @staticmethod
+    def pack(tree: Any) -> jax.Array:
         """The tree's arrays as one vector."""
-        return jnp.concatenate([jnp.ravel(leaf) for leaf in jax.tree.leaves(tree)])
+        leaves = jax.tree.leaves(tree)
+        return _library(*leaves).concatenate([leaf.reshape(-1) for leaf in leaves])
 
     def unpack(self, vector: jax.Array) -> Any:
         """The tree again. Its derivative is one concatenation, for ``split`` is (slices would each add to a vector)."""
-        parts = jnp.split(vector, self._ends)
+        parts = _library(vector).split(vector, self._ends)
         return self._tree.unflatten([part.reshape(shape) for part, shape in zip(parts, self._shapes, strict=True)])
+
+
+def _library(*arrays: Any) -> Any:
+    """numpy for numpy's arrays: on the host nothing has to be compiled."""
+    return np if all(isinstance(array, np.ndarray) for array in arrays) else jnp
