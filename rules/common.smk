@@ -14,7 +14,7 @@ os.environ.setdefault("MALLOC_MMAP_MAX_", "0")
 os.environ.setdefault("MALLOC_TRIM_THRESHOLD_", str(2**40))
 
 # For ldmscale.storage in every job: where files are kept changes no result, so it is in no rule's params.
-os.environ["LDMSCALE_STORAGE"] = config["storage"] or ""
+os.environ.update(LDMSCALE_STORAGE=config["storage"] or "")
 
 
 def external(*paths):
