@@ -1,5 +1,7 @@
 """Fixtures that every kind of test uses: configs, and one cache of compiled programs for the session."""
 
+import os
+
 import pytest
 from helpers import merged
 from hypothesis import settings
@@ -29,8 +31,10 @@ def smoke():
 
 @pytest.fixture(scope="session", autouse=True)
 def compile_cache(tmp_path_factory):
-    """For the tests and for every job that they start."""
-    folder = tmp_path_factory.mktemp("compiled")
+    """For the tests and for every job that they start, in all processes of the tests."""
+    folder = tmp_path_factory.getbasetemp()
+    folder = (folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "compiled"
+    folder.mkdir(exist_ok=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LDMSCALE_COMPILE_CACHE", str(folder))
         use_compile_cache(str(folder))

@@ -2,13 +2,10 @@
 
 import os
 import re
-import resource
 import shutil
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -94,16 +91,6 @@ class Folder:
     def mtimes(self, pattern: str) -> dict[str, int]:
         """Times of the files under the results that match."""
         return {str(p.relative_to(self.path)): p.stat().st_mtime_ns for p in (self / RESULTS).glob(pattern)}
-
-
-@contextmanager
-def cpu_seconds() -> Iterator[list[float]]:
-    """One number, once the block has ended: the CPU seconds of the processes started and ended in it."""
-    spent = []
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    yield spent
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    spent.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
 
 
 def chain_of(*overlays) -> Chain:

@@ -15,12 +15,13 @@ TABLES = {"fits": 1, "claims": 1, "table1": 1, "summary": 1, "pages": 1, "report
 ALWAYS = {"figure": FIGURES} | TABLES
 UNETS = ("f4", "f8")
 MODELS = (*UNETS, "d8x2")  # the transformer: text-to-image by DDIM, and CoDi
+GUIDED = ("f8",)
 FRESH = Counter(
     {"config": 1, "data": 1, "tokenizer": 1, "autoencoder": 1, "clip": 1, "latents": 1, "prompts": 1, "reference": 1}
     | {"pairs": 1, "baselines": 1, "subjects": 1, "costs": 1, "timing": 1, "validation": 1}
     | dict.fromkeys(("pretrain", "codi"), len(MODELS))
-    | dict.fromkeys(("superres", "class_images", "dreambooth", "guided"), len(UNETS))
-    | {"generate": 30, "score": 14, "gather": 1}
+    | dict.fromkeys(("superres", "class_images", "dreambooth"), len(UNETS))
+    | {"guided": len(GUIDED), "generate": 28, "score": 13, "gather": 1}
     | ALWAYS
 )
 TASKS = ("t2i", "interpolation", "superres", "dreambooth", "codi", "guided")
@@ -49,12 +50,12 @@ def test_a_fresh_study_runs_every_stage(folder):
     finetuned += [("dreambooth", f"dreambooth_hat_circle-{step}") for step in (0, 4)]
     expected |= {f"generate task={t}/model={m}/weights={w}/sampler=ddim" for m in UNETS for t, w in finetuned}
     expected |= {f"generate task=codi/model={m}/weights=codi-4/sampler=codi" for m in MODELS}
-    students = [(m, s) for m in UNETS for s in (4, 2)]
+    students = [(m, s) for m in GUIDED for s in (4, 2)]
     expected |= {f"generate task=guided/model={m}/weights=guided_s{s}-3/sampler=ddim" for m, s in students}
     expected |= {f"generate {FINAL.format('f8', 'codi')}"}
     assert working(done, "generate") == expected
-    assert len(expected) == FRESH["generate"] == 2 * (3 + 1 + 1 + 3 + 2 + 1 + 2) + 1 + 3
-    scored = {f"score task={task}/model={m}" for task in TASKS for m in UNETS}
+    assert len(expected) == FRESH["generate"] == 2 * (3 + 1 + 1 + 3 + 2 + 1) + 2 + 1 + 3
+    scored = {f"score task={task}/model={m}" for task in TASKS for m in (GUIDED if task == "guided" else UNETS)}
     scored |= {f"score task={task}/model=d8x2" for task in ("t2i", "codi")}
     assert working(done, "score task") == scored
 
@@ -147,9 +148,8 @@ def test_one_models_learning_rate_runs_its_chain_alone(study):
         "class_images": 1,
         "dreambooth": 1,
         "codi": 1,
-        "guided": 1,
     }
-    assert done.jobs == Counter({"config": 1, **trained, "generate": 13, "score": 6, "timing": 1, "gather": 1} | ALWAYS)
+    assert done.jobs == Counter({"config": 1, **trained, "generate": 11, "score": 5, "timing": 1, "gather": 1} | ALWAYS)
     assert working(done, "pretrain") == {"pretrain f4"}
     assert all("f4" in message for message in working(done, "finetune", "distil"))
     assert all("model=f4" in message for message in working(done, "generate", "score"))
@@ -158,7 +158,7 @@ def test_one_models_learning_rate_runs_its_chain_alone(study):
 def test_a_new_gallery_prompt_trains_nothing(study):
     done = study.dry(overlay={"gallery": [*merged("smoke.yaml")["gallery"], "a small star"]})
     # What super-resolution's scores have for classes are CLIP embeddings of prompts, of the same stage.
-    again = {"prompts": 1, "baselines": 1, "validation": 1, "generate": 20, "score": 12, "timing": 1, "gather": 1}
+    again = {"prompts": 1, "baselines": 1, "validation": 1, "generate": 18, "score": 11, "timing": 1, "gather": 1}
     assert done.jobs == Counter({"config": 1, **again} | ALWAYS)
     assert not any("superres" in message or "dreambooth" in message for message in working(done, "generate"))
 
