@@ -50,7 +50,8 @@ def test_paths_that_the_pages_name_exist(page):
     named = re.findall(
         r"`((?:lib|rules|configs|profiles|schemas|tests|workflow_scripts|report|docs|\.ci)/[\w./-]+)`", text
     )
-    named += re.findall(r"\]\(([\w./-]+\.md)\)", text)
+    for link in re.findall(r"\]\(([\w./-]+\.md)\)", text):  # from where the page lies
+        assert ((REPO / page).parent / link).exists(), f"{page} links to {link}"
     assert named
     for path in named:
         assert (REPO / path).exists(), f"{page} names {path}"
