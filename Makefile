@@ -31,7 +31,7 @@ study: .venv/ready
 
 # The tests compile far more than they run: their own programs are not optimised (those of the jobs that they start are).
 test: .venv/ready-test
-	@XLA_FLAGS="$$XLA_FLAGS --xla_backend_optimization_level=0" $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+	@XLA_FLAGS="$${XLA_FLAGS:-} --xla_backend_optimization_level=0" $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 lint: .venv/ready-test
 	$(BIN)/ruff check .
