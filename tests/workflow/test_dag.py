@@ -87,7 +87,7 @@ def test_a_study_without_downstream_tasks_has_none_of_their_jobs(folder):
     overlay = {"superres": None, "dreambooth": None, **{key: dict.fromkeys(names) for key, names in gone.items()}}
     mine = {"pairs", "baselines", "subjects", "superres", "class_images", "dreambooth"}
     expected = {rule: count for rule, count in FRESH.items() if rule not in mine}
-    expected |= {"generate": 20, "score": 10, "figure": FIGURES - 7}
+    expected |= {"generate": 18, "score": 9, "figure": FIGURES - 7}
     assert folder.dry(overlay=overlay).jobs == expected
 
 
