@@ -11,9 +11,10 @@ sys.path.insert(0, str(Path(workflow.basedir) / "lib"))
 
 from ldmscale.cells.cell import ON_PROMPTS
 from ldmscale.cells.chain import BESIDE, SCORED_AGAINST, SHOWN, SHOWN_ALONE, SOURCES, Chain
+from ldmscale.cells.lineage import MANIFESTS
 from ldmscale.cells.plan import Plan
 from ldmscale.config.check import check
-from ldmscale.config.study import FINETUNED, Study
+from ldmscale.config.study import Study
 from ldmscale.errors import UserError
 
 

@@ -42,9 +42,7 @@ def planned(function):
 
 def manifest_of(model, task="t2i"):
     """The manifest of the model's weights for a task."""
-    if task in FINETUNED:
-        return f"{results}/models/{model}/{task}.json"
-    return f"{results}/models/{model}/{'published' if study.models[model].weights else 'pretrain'}.json"
+    return f"{results}/models/{model}/{study.stage(task, model)}.json"
 
 
 first_cell = planned(lambda cells: plan.under(cells)[0])
@@ -56,15 +54,7 @@ def model_of(wildcards):
 
 
 # What the stages that cells draw from, and are scored against, write.
-SOURCE_FILES = {
-    "prompts": f"{results}/prompts/prompts.json",
-    "reference": f"{results}/reference/reference.json",
-    "pairs": f"{results}/superres/pairs.json",
-    "baselines": f"{results}/superres/baselines.json",
-    "subjects": f"{results}/dreambooth/subjects.json",
-    "timing": f"{results}/timing.json",
-    "fits": f"{results}/fits.json",
-}
+SOURCE_FILES = {stage: f"{results}/{file}" for stage, file in MANIFESTS.items()}
 
 
 def drawn_from(wildcards):

@@ -5,7 +5,6 @@ from pathlib import Path
 import numpy as np
 
 from ldmscale.cells.cell import Cell
-from ldmscale.config.study import Study
 from ldmscale.data.encoded import OFFSETS, load_array, save_array
 from ldmscale.diffusion.schedule import Schedule
 from ldmscale.errors import UserError
@@ -19,7 +18,7 @@ from ldmscale.training.weights import load_weights
 
 with job(snakemake) as say:
     params, inputs, output = snakemake.params[0], snakemake.params[0]["inputs"], Path(snakemake.output[0])
-    devices = Devices(**Study(snakemake.config).devices(snakemake.wildcards.model))
+    devices = Devices.of(snakemake.config, snakemake.wildcards.model)
     base, source = Path(snakemake.input.model), Path(snakemake.input.subjects)
     subjects = read_manifest(source, "subjects", inputs["subjects"])["subjects"]
     net = net_config(params["net"])

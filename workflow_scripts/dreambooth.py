@@ -4,7 +4,6 @@ from pathlib import Path
 
 import numpy as np
 
-from ldmscale.config.study import Study
 from ldmscale.data.encoded import load_array
 from ldmscale.diffusion.schedule import Schedule
 from ldmscale.jobs import job
@@ -17,7 +16,7 @@ from ldmscale.training.weights import load_weights
 
 with job(snakemake) as say:
     params, inputs, output = snakemake.params[0], snakemake.params[0]["inputs"], Path(snakemake.output[0])
-    devices = Devices(**Study(snakemake.config).devices(snakemake.wildcards.model))
+    devices = Devices.of(snakemake.config, snakemake.wildcards.model)
     base, source = Path(snakemake.input.model), Path(snakemake.input.subjects)
     made = read_manifest(source, "subjects", inputs["subjects"])
     net, scale = net_config(params["net"], devices.remat), made["scale"]

@@ -5,7 +5,6 @@ from functools import lru_cache
 from pathlib import Path
 
 from ldmscale.cells.cell import Cell
-from ldmscale.config.study import Study
 from ldmscale.diffusion.schedule import Schedule
 from ldmscale.generation.cells import Generator, generate
 from ldmscale.generation.draws import open_draws
@@ -20,8 +19,7 @@ from ldmscale.training.weights import load_adapted, load_weights
 
 with job(snakemake) as say:
     params, inputs = snakemake.params[0], snakemake.params[0]["inputs"]
-    model = Cell.parse(params["cells"][0]["path"]).model
-    devices = Devices(**Study(snakemake.config).devices(model))
+    devices = Devices.of(snakemake.config, Cell.parse(params["cells"][0]["path"]).model)
     ae, net = AutoencoderConfig(**params["ae"]), net_config(params["net"])
     made = read_manifest(snakemake.input.model, Path(snakemake.input.model).stem, inputs["model"])
     scale = params["scale"] or read_manifest(snakemake.input.latents, "latents", inputs["latents"])["scale"]

@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-from ldmscale.config.study import Study
 from ldmscale.data.encoded import Latents
 from ldmscale.diffusion.schedule import Schedule
 from ldmscale.jobs import job
@@ -18,7 +17,7 @@ from ldmscale.training.sharding import Devices
 with job(snakemake) as say:
     params, output = snakemake.params[0], Path(snakemake.output[0])
     digest, keep = params["digest"], params["checkpoints"]
-    devices = Devices(**Study(snakemake.config).devices(snakemake.wildcards.model))
+    devices = Devices.of(snakemake.config, snakemake.wildcards.model)
     source = Path(snakemake.input.latents)
     latents = Latents.load(source.parent, read_manifest(source, "latents", params["inputs"]["latents"])["scale"])
     settings = dict(params["train"])

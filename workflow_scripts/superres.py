@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-from ldmscale.config.study import Study
 from ldmscale.data.encoded import load_array
 from ldmscale.diffusion.schedule import Schedule
 from ldmscale.jobs import job
@@ -15,7 +14,7 @@ from ldmscale.training.weights import load_weights
 
 with job(snakemake) as say:
     params, inputs, output = snakemake.params[0], snakemake.params[0]["inputs"], Path(snakemake.output[0])
-    devices = Devices(**Study(snakemake.config).devices(snakemake.wildcards.model))
+    devices = Devices.of(snakemake.config, snakemake.wildcards.model)
     base, source = Path(snakemake.input.model), Path(snakemake.input.pairs)
     scale = read_manifest(source, "pairs", inputs["pairs"])["scale"]
     made = read_manifest(base, base.stem, inputs["model"])["weights"]

@@ -113,6 +113,16 @@ def download(wanted: Object, path: Path) -> None:
         Path(temporary).unlink(missing_ok=True)
 
 
+def emulator() -> str | None:
+    """What is in Google's place, None for Google; tells those who use buckets of it, before they are imported."""
+    # Else gcsfs's first request waits a minute for a gRPC service that an emulator does not have.
+    os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
+    there = os.environ.get("STORAGE_EMULATOR_HOST")
+    if there:
+        os.environ.setdefault("TENSORSTORE_GCS_HTTP_URL", there)  # TensorStore's name for it
+    return there
+
+
 def delete(uri: str) -> None:
     """Delete an object, if it is there. Raises StorageError."""
 
@@ -202,8 +212,7 @@ def _bucket() -> Any:
 @cache
 def _connected(process: int) -> Any:
     """gcsfs, without retries of its own: six a request inside ours would multiply."""
-    # Else its first request waits a minute for a gRPC service that an emulator does not have.
-    os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
+    there = emulator()
     import aiohttp
     import gcsfs
 
@@ -215,10 +224,9 @@ def _connected(process: int) -> Any:
         _get_file_request = plain._get_file_request.__wrapped__
         _get_file_concurrent = plain._get_file_concurrent.__wrapped__
 
-    emulator = os.environ.get("STORAGE_EMULATOR_HOST")
     return Once(
-        token="anon" if emulator else None,
-        endpoint_url=emulator,
+        token="anon" if there else None,
+        endpoint_url=there,
         use_listings_cache=False,
         requests_timeout=aiohttp.ClientTimeout(total=None, sock_connect=SILENCE, sock_read=SILENCE),
     )

@@ -86,3 +86,13 @@ def agreed(value: Any) -> Any:
     from jax.experimental import multihost_utils
 
     return multihost_utils.broadcast_one_to_all(value)
+
+
+def everywhere(here: bool) -> bool:
+    """Whether it is so on every host."""
+    if _place[1] == 1:
+        return here
+    import numpy as np
+    from jax.experimental import multihost_utils
+
+    return bool(multihost_utils.process_allgather(np.array(here)).all())

@@ -25,8 +25,8 @@ from pathlib import Path
 from typing import Any
 
 from ldmscale.errors import UserError
+from ldmscale.hosts import LAUNCHED
 
-LAUNCHED = "LDMSCALE_LAUNCHED"
 MARK = "launched"  # an argument of the script, to tell its processes from the one that started them
 SPANS = ("pretrain", "superres", "class_images", "dreambooth", "codi", "guided", "generate")
 # What each launcher reads of a job's resources: all are needed.

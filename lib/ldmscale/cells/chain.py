@@ -251,9 +251,7 @@ class Chain:
 
     def model(self, task: str, model: str) -> dict[str, Any]:
         """Params of the stage that makes ``model``'s weights for ``task``."""
-        if task in FINETUNED:
-            return getattr(self, task)(model)
-        return self.published(model) if self.study.models[model].weights else self.pretrain(model)
+        return getattr(self, self.study.stage(task, model))(model)
 
     def _scale(self) -> dict[str, str]:
         """The latents, which measure the scale, unless the config gives it."""

@@ -127,8 +127,7 @@ class Lineage:
         return self._link(stage, MANIFESTS[stage], params, inputs)
 
     def _model(self, task: str, model: str) -> Link:
-        params = self.chain.model(task, model)
-        stage = task if task in FINETUNED else "published" if self.study.models[model].weights else "pretrain"
+        params, stage = self.chain.model(task, model), self.study.stage(task, model)
         return self._link(stage, f"models/{model}/{stage}.json", params, self._read(params, model))
 
     def _class_images(self, model: str) -> Link:

@@ -82,6 +82,12 @@ class Study:
             return Model(*common, family=DIT, net={key: entry[key] for key in DIT_KEYS})
         return Model(*common, entry.get("weights"), entry.get("heads"))
 
+    def stage(self, task: str, model: str) -> str:
+        """The stage that makes ``model``'s weights for ``task``."""
+        if task in FINETUNED:
+            return task
+        return PUBLISHED if self.models[model].weights else "pretrain"
+
     def devices(self, model: str) -> dict[str, Any]:
         """How jobs of ``model`` use their devices, as :class:`ldmscale.training.sharding.Devices` takes it: no part of
         what they compute, so of no digest and no params."""

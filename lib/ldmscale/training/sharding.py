@@ -6,7 +6,7 @@ The devices may be those of several hosts (:mod:`ldmscale.hosts`); every host th
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from ldmscale.config.study import Study
 from ldmscale.errors import UserError
 
 AXES = ("data", "fsdp")
@@ -32,6 +33,11 @@ class Devices:
     fsdp: int = 1
     accumulate: int = 1
     remat: bool = False
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any], model: str) -> Devices:
+        """How jobs of ``model`` use their devices in the study of ``config``."""
+        return cls(**Study(config).devices(model))
 
     def mesh(self) -> Mesh | None:
         """All devices of the job, or None where there is one: nothing has to be placed then.

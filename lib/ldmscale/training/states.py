@@ -23,7 +23,7 @@ import numpy as np
 from jax import lax
 from jax.sharding import SingleDeviceSharding
 
-from ldmscale import hosts, storage
+from ldmscale import bucket, hosts, storage
 from ldmscale.errors import UserError
 from ldmscale.storage import StorageError
 from ldmscale.training.checkpoint import load_tree, named, read_metadata, save_tree
@@ -119,7 +119,7 @@ class States:
             raise
         except UserError:
             whole = False
-        if not _everywhere(whole):
+        if not hosts.everywhere(whole):
             return None
         if any(getattr(x, "sharding", None) is None for x in jax.tree.leaves(like)):
             return state
@@ -142,18 +142,14 @@ class States:
                 with self._explained("read"):
                     raise
         # All hosts or none: what follows they do together.
-        if not _everywhere(bool(arrays)) or _checksum(arrays) != made["checksum"]:
+        if not hosts.everywhere(bool(arrays)) or _checksum(arrays) != made["checksum"]:
             return None
         return jax.tree.unflatten(jax.tree.structure(like), [arrays[name] for name, _ in named(like)])
 
     @cached_property
     def _orbax(self) -> Any:
         if self._bucket:
-            # Of a bucket's emulator gcsfs knows by its own variable, TensorStore by this one.
-            emulator = os.environ.get("STORAGE_EMULATOR_HOST")
-            if emulator:
-                os.environ.setdefault("TENSORSTORE_GCS_HTTP_URL", emulator)
-            os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
+            bucket.emulator()
         from orbax.checkpoint import v1 as ocp
 
         newest = ocp.training.preservation_policies.LatestN(1)
@@ -177,15 +173,6 @@ def _unreachable(error: Exception) -> bool:
     """Whether it is not what was read that is at fault, but the way to it: such a state is not to be begun anew."""
     way = isinstance(error, OSError) and not isinstance(error, FileNotFoundError)
     return way or type(error).__module__.startswith(("gcsfs", "aiohttp")) or any(s in str(error) for s in UNREACHABLE)
-
-
-def _everywhere(here: bool) -> bool:
-    """Whether it is so on every host."""
-    if hosts.count() == 1:
-        return here
-    from jax.experimental import multihost_utils
-
-    return bool(multihost_utils.process_allgather(np.array(here)).all())
 
 
 def _checksum_here(tree: Any) -> int:
