@@ -14,7 +14,6 @@ import logging
 import os
 import random
 import re
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,11 +24,11 @@ from pathlib import Path
 from typing import Any
 
 from ldmscale.errors import UserError
+from ldmscale.files import BLOCK, replacing
 
 WAITS = (1, 2, 4, 8, 16, 32)  # seconds before each try after the first
 SILENCE = 60  # seconds
 PARALLEL = 10**8  # bytes from which on gcsfs reads one file in several streams
-BLOCK = 1 << 22  # bytes
 URI = re.compile(r"gs:/+([^/]+)/*(.*)")  # a Path makes one slash of two
 
 
@@ -91,26 +90,17 @@ def download(wanted: Object, path: Path) -> None:
                 return os.utime(path, ns=(wanted.time, wanted.time))
     except FileNotFoundError:
         pass
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
-    os.close(handle)
-
-    def bring() -> None:
-        streams = {"concurrency": 1} if wanted.size < PARALLEL else {}
-        _bucket().get_file(wanted.uri, temporary, consistency="none", **streams)
-        if (os.path.getsize(temporary), _crc32c(temporary)) != (wanted.size, wanted.crc32c):
-            raise _Damaged(f"it is not the object of {wanted.size} bytes that was stored")
-
     absent = "the object is gone: run the rule that makes it again with --forcerun"
-    try:
+    with replacing(path) as temporary:
+
+        def bring() -> None:
+            streams = {"concurrency": 1} if wanted.size < PARALLEL else {}
+            _bucket().get_file(wanted.uri, str(temporary), consistency="none", **streams)
+            if (os.path.getsize(temporary), _crc32c(temporary)) != (wanted.size, wanted.crc32c):
+                raise _Damaged(f"it is not the object of {wanted.size} bytes that was stored")
+
         _trying(bring, f"{wanted.uri} could not be read", absent, lost=UserError)
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)
         os.utime(temporary, ns=(wanted.time, wanted.time))
-        os.replace(temporary, path)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
 
 
 def emulator() -> str | None:

@@ -12,12 +12,14 @@ import hashlib
 import json
 import os
 import tempfile
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 from ldmscale import hosts, storage
 from ldmscale.errors import UserError
+from ldmscale.files import replacing
 
 # Raise a stage's number when a change in the library changes what the stage writes: edits under lib/ do not re-run
 # anything by themselves (Snakemake watches the script files alone), a changed digest does.
@@ -106,24 +108,12 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     Of a job's hosts the first alone leaves the file: what another writes is removed in any case, and not beside it.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # The suffix is kept: numpy, pandas and matplotlib choose the format by it.
-    folder = path.parent if hosts.writes() else None
-    handle, name = tempfile.mkstemp(dir=folder, prefix=f".{path.stem}-", suffix=path.suffix)
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        yield temporary
-        if not hosts.writes():
-            return
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)
-        with open(temporary, "rb") as written:
-            os.fsync(written.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    if hosts.writes():
+        with replacing(path) as temporary:
+            yield temporary
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            yield Path(folder) / path.name
 
 
 def write_json(path: str | Path, value: object) -> None:
@@ -132,8 +122,20 @@ def write_json(path: str | Path, value: object) -> None:
         temporary.write_text(json.dumps(value, indent=1, sort_keys=True) + "\n")
 
 
+def write_checked(path: str | Path, value: Mapping[str, object]) -> None:
+    """:func:`write_json` with a checksum inside, which :func:`read_json` checks and takes away."""
+    value = json.loads(json.dumps(value))  # as it will be read
+    write_json(path, {**value, "crc32": _crc32(value)})
+
+
 def read_json(path: str | Path) -> dict:
-    """Read a JSON object; a missing or damaged file is a :class:`UserError` naming it."""
+    """Read a JSON object; a missing or damaged file is a :class:`UserError` naming it, also where its ``crc32`` is not
+    its own."""
+    return _read(path)[0]
+
+
+def _read(path: str | Path) -> tuple[dict, bool]:
+    """A JSON object, and whether it has a checksum."""
     try:
         value = json.loads(Path(path).read_text())
     except FileNotFoundError:
@@ -142,12 +144,15 @@ def read_json(path: str | Path) -> dict:
         raise UserError(f"{path} is not readable JSON ({error}): delete it and run snakemake again") from None
     if not isinstance(value, dict):
         raise UserError(f"{path} does not hold a JSON object: delete it and run snakemake again")
-    return value
+    said = value.pop("crc32", None)
+    if said not in (None, _crc32(value)):
+        raise UserError(f"{path} is damaged (its checksum is another): delete it and run snakemake again")
+    return value, said is not None
 
 
 def write_manifest(path: str | Path, stage: str, stage_digest: str, **content: object) -> None:
-    """Write the manifest of an artefact: its stage, the digest of what made it, and ``content``."""
-    write_json(path, {"stage": stage, "digest": stage_digest, **content})
+    """Write the manifest of an artefact: its stage, the digest of what made it, ``content``, and a checksum of all."""
+    write_checked(path, {"stage": stage, "digest": stage_digest, **content})
 
 
 def read_manifest(path: str | Path, stage: str, expected: str) -> dict:
@@ -156,14 +161,20 @@ def read_manifest(path: str | Path, stage: str, expected: str) -> dict:
     Raises:
         UserError: the file is missing, damaged, of another stage, or made from other inputs than ``expected`` names.
     """
-    manifest = read_json(path)
+    manifest, checked = _read(path)
     if manifest.get("stage") != stage or manifest.get("digest") != expected:
         raise UserError(
             f"{path} was made from a different config or other inputs (it says {manifest.get('stage')} "
             f"{manifest.get('digest')}, this run needs {stage} {expected}): run `snakemake --forcerun {stage}` to make "
             "it again"
         )
+    if not checked:
+        raise UserError(f"{path} is damaged (it has no checksum): delete it and run snakemake again")
     return manifest
+
+
+def _crc32(value: dict) -> int:
+    return zlib.crc32(json.dumps(value, sort_keys=True).encode())
 
 
 def is_current(path: str | Path, stage: str, expected: str) -> bool:

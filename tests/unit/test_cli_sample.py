@@ -27,6 +27,7 @@ from ldmscale.models.clip import TEXT_ENCODERS
 from ldmscale.models.clip_weights import text_tower
 from ldmscale.models.unet import UNetConfig
 from ldmscale.models.unet_weights import unet_config
+from ldmscale.provenance import write_checked, write_json
 
 CONFIG = ["--config", *small_study.FILES]
 EXPORT = ["export", "--model", "f8", *(x for name in small_study.FILES for x in ("--config", name))]
@@ -72,8 +73,9 @@ def folder(exported, tmp_path):
 
 
 def edit(path, **changes):
-    content = {**json.loads(path.read_text()), **changes}
-    path.write_text(json.dumps({key: value for key, value in content.items() if value != "gone"}))
+    before = json.loads(path.read_text())
+    content = {key: value for key, value in {**before, **changes}.items() if value != "gone"}
+    (write_checked if content.pop("crc32", None) else write_json)(path, content)
 
 
 def asked(prompts):

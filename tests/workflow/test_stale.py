@@ -12,7 +12,7 @@ from folders import RESULTS, Folder, chain_of
 from helpers import own
 
 from ldmscale.metrics.scores_file import read_scores
-from ldmscale.provenance import read_json, read_manifest, write_json
+from ldmscale.provenance import read_json, read_manifest, write_checked, write_json
 
 # A smaller set of cells over the smoke study's models: everything that these tests run again is run for real.
 # Tasks that are finetuned for come by the same rules; what they alone have is tried at the end.
@@ -158,7 +158,7 @@ def test_pictures_of_another_config_are_refused(few):
     """Cells drawn under an edit that was then taken back, with the old manifests of their jobs still there."""
     cell = next(c for c in chain_of(FEW).plan.experiments["headline"] if c.model == "f4")
     path = few / RESULTS / "cells" / cell.path / "sample.json"
-    write_json(path, {**read_json(path), "digest": chain_of(FEW, SLOW).cell(cell)["digest"]})
+    write_checked(path, {**read_json(path), "digest": chain_of(FEW, SLOW).cell(cell)["digest"]})
     assert_refused(few, f"{cell.path}/sample.json was made from a different config", FIG01, overlay={**FEW, "dpi": 61})
 
 

@@ -122,7 +122,9 @@ def _read(path: Path, metric: str) -> pd.DataFrame:
         there = set(pq.read_schema(path).names)
         if lost := {"cell", "split", *SERIES, "steps", "cfg", "params", "n", "trainings", "cost"} - there:
             raise UserError(f"{path} is no table of scores: it has no column '{min(lost)}'")
-        return pq.read_table(path, columns=[name for name in wanted if name in there]).to_pandas()
+        return pq.read_table(
+            path, columns=[name for name in wanted if name in there], page_checksum_verification=True
+        ).to_pandas()
     except (OSError, pa.ArrowException) as error:
         raise UserError(
             f"{path} cannot be read as a table of scores ({' '.join(str(error).split())}): "

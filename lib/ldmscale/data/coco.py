@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ldmscale.data.images import FITS, UnreadableImage, fit_image, open_image
-from ldmscale.data.source import SPLITS, Example, tidy
+from ldmscale.data.source import NAMES, SPLITS, Example, counted, tidy
 from ldmscale.errors import UserError
 
 PROBLEMS = {
@@ -30,7 +30,6 @@ PROBLEMS = {
     "bad captions": "caption files that cannot be read",
     "unreadable": "images that cannot be read",
 }
-NAMES_SHOWN = 3
 THREADS = 32  # that decode images to see whether they can be read
 
 
@@ -61,9 +60,8 @@ class Report:
         """All of it in one sentence: every kind with its count and first names."""
         parts = []
         for kind, names in self.problems.items():
-            shown = [f"{n} ({self.reasons[n]})" if n in self.reasons else n for n in names[:NAMES_SHOWN]]
-            more = ", ..." if len(names) > NAMES_SHOWN else ""
-            parts.append(f"{len(names)} {PROBLEMS[kind]} ({', '.join(shown)}{more})")
+            shown = [f"{n} ({self.reasons[n]})" if n in self.reasons else n for n in names[:NAMES]]
+            parts.append(counted(len(names), PROBLEMS[kind], shown))
         if self.blank_captions:
             parts.append(f"{self.blank_captions} blank captions ignored")
         found = "; ".join(parts) if parts else "no problems"

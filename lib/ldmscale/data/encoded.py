@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from ldmscale.errors import UserError
+from ldmscale.files import seal, sealed_size
 from ldmscale.provenance import atomic_path, read_manifest, write_manifest
 from ldmscale.storage import StorageError, fetch, glob, push, remove
 
@@ -25,16 +26,23 @@ MAPPED = 64
 
 
 def save_array(path: str | Path, array: np.ndarray) -> None:
-    """Write ``array`` as .npy, whole or not at all; into the bucket too where the study has one."""
+    """Write ``array`` as .npy with a checksum behind it, whole or not at all; into the bucket too where the study has
+    one."""
     with atomic_path(path) as temporary:
         np.save(temporary, array)
+        seal(temporary)
     push(path)
 
 
 def load_array(path: str | Path) -> np.ndarray:
-    """Map an array that :func:`save_array` wrote; ``UserError`` naming the file if it is missing or damaged."""
+    """Map an array that :func:`save_array` wrote, whose bytes are all read once to check them; ``UserError`` naming the
+    file if it is missing or damaged."""
     try:
-        return np.load(fetch(path), mmap_mode="r", allow_pickle=False)
+        size = sealed_size(file := fetch(path))  # before its header is parsed, which may be damaged in any way
+        array = np.load(file, mmap_mode="r", allow_pickle=False)
+        if array.offset + array.nbytes != size:
+            raise ValueError("it is longer than its array")
+        return array
     except (OSError, ValueError, EOFError) as error:
         raise UserError(
             f"{path} cannot be read ({error}): delete the manifest beside it and run snakemake again"

@@ -13,10 +13,10 @@ import numpy as np
 from PIL import Image
 
 from ldmscale.data.images import UnreadableImage, open_image
+from ldmscale.data.source import counted
 from ldmscale.errors import UserError
 
 PROBLEMS = {"unreadable": "images that cannot be read", "small": "images that are too small"}
-NAMES_SHOWN = 3
 FLIP_PROBABILITY = 0.5  # of training crops, as in Real-ESRGAN's options (use_hflip)
 
 
@@ -86,10 +86,7 @@ class Patches:
 
     def sentence(self) -> str:
         """What was wrong with the folder's images: every kind with its count and first names."""
-        parts = []
-        for kind, names in self.problems.items():
-            more = ", ..." if len(names) > NAMES_SHOWN else ""
-            parts.append(f"{len(names)} {PROBLEMS[kind]} ({', '.join(names[:NAMES_SHOWN])}{more})")
+        parts = [counted(len(names), PROBLEMS[kind], names) for kind, names in self.problems.items()]
         return f"{self.folder}: {'; '.join(parts) if parts else 'no problems'}"
 
     def _crops(self, name: str, per_image: int, seed: int) -> list[Patch]:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
 
 SPLITS = ("train", "tuning", "heldout")
-NAMES_KEPT = 3
+NAMES = 3  # so many of each kind are named
 
 
 @dataclass(frozen=True)
@@ -54,15 +54,17 @@ class Tally:
         """Count what another tally has counted."""
         for kind, count in counts.items():
             self.counts[kind] = self.counts.get(kind, 0) + count
-            self.names[kind] = [*self.names.get(kind, ()), *names.get(kind, ())][:NAMES_KEPT]
+            self.names[kind] = [*self.names.get(kind, ()), *names.get(kind, ())][:NAMES]
 
     def sentence(self) -> str:
         """``title; 2 unreadable (a.jpg (why), b.jpg); 1 no caption (c.jpg)``, or ``no problems``."""
-        parts = []
-        for kind, count in self.counts.items():
-            more = ", ..." if count > len(self.names[kind]) else ""
-            parts.append(f"{count} {kind} ({', '.join(self.names[kind])}{more})")
+        parts = [counted(count, kind, self.names[kind]) for kind, count in self.counts.items()]
         return "; ".join([*filter(None, [self.title]), *(parts or ["no problems"])])
+
+
+def counted(count: int, kind: str, names: Sequence[str]) -> str:
+    """``5 unreadable (a.jpg, b.jpg, c.jpg, ...)``."""
+    return f"{count} {kind} ({', '.join(names[:NAMES])}{', ...' if count > NAMES else ''})"
 
 
 class Source(Protocol):

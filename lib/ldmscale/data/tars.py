@@ -25,7 +25,7 @@ from ldmscale.data.folder import SUFFIXES, captions_in
 from ldmscale.data.images import UnreadableImage, fit_image, open_image
 from ldmscale.data.source import Example, Tally, Unusable, tidy
 from ldmscale.errors import UserError
-from ldmscale.provenance import read_json, write_json
+from ldmscale.provenance import read_json, write_checked
 
 DAMAGED, NO_CAPTION, NO_IMAGE, TWICE = "damaged tar", "image without captions", "captions without image", "listed twice"
 UNREADABLE, NO_TEXT = "unreadable image", "unreadable or blank captions"
@@ -182,7 +182,7 @@ def _list(index: Path, path: Path) -> dict[str, Any]:
         pass
     samples, skipped = _samples(path, about.st_size)
     found = {"state": state, "samples": samples, "skipped": [skipped.counts, skipped.names]}
-    write_json(cached, found)
+    write_checked(cached, found)
     return found
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,17 +19,18 @@ from ldmscale.provenance import atomic_path
 from ldmscale.storage import fetch, push
 
 METADATA = "ldmscale"
+CHECKSUMS = "crc32"
 
 
 def save_tree(path: str | Path, tree: Any, **metadata: object) -> None:
-    """Write a pytree of arrays with JSON-able ``metadata``; tensor names are the tree's key paths joined by dots."""
+    """Write a pytree of arrays, each with its checksum, and JSON-able ``metadata``; tensor names are the tree's key
+    paths joined by dots."""
+    tensors = {name: np.asarray(leaf, order="C") for name, leaf in named(jax.device_get(tree))}
+    about = json.dumps(metadata, sort_keys=True)
+    metadata[CHECKSUMS] = {"": zlib.crc32(about.encode()), **{name: _crc32(x) for name, x in tensors.items()}}
     with atomic_path(path) as temporary:
-        save_file(
-            {name: np.asarray(leaf, order="C") for name, leaf in named(jax.device_get(tree))},
-            temporary,
-            # One entry: several are written in random order, and equal trees should be equal files.
-            metadata={METADATA: json.dumps(metadata, sort_keys=True)},
-        )
+        # One entry: several are written in random order, and equal trees should be equal files.
+        save_file(tensors, temporary, metadata={METADATA: json.dumps(metadata, sort_keys=True)})
     push(path)
 
 
@@ -45,7 +47,12 @@ def load_tree(path: str | Path, like: Any, branch: str = "") -> tuple[Any, dict[
     with _opened(path) as file:
         names = [name for name in file.keys() if name.startswith(prefix)]
         stored = {name.removeprefix(prefix): file.get_tensor(name) for name in names}
-        metadata = _metadata(file)
+        metadata, checksums = _metadata(file)
+        for name in names:
+            if checksums.get(name, -1) not in (-1, _crc32(stored[name.removeprefix(prefix)])):
+                raise UserError(
+                    f"{path} is damaged (tensor '{name}' has another checksum): delete it and make it again"
+                )
     names = [name for name, _ in named(like)]
     for problem, odd in (("lacks", set(names) - set(stored)), ("has the unknown", set(stored) - set(names))):
         if odd:
@@ -67,7 +74,7 @@ def load_tree(path: str | Path, like: Any, branch: str = "") -> tuple[Any, dict[
 def read_metadata(path: str | Path) -> dict[str, Any]:
     """What :func:`save_tree` was given besides the tree; no tensor is read. Raises UserError: missing or damaged."""
     with _opened(path) as file:
-        return _metadata(file)
+        return _metadata(file)[0]
 
 
 def is_checkpoint(path: str | Path) -> bool:
@@ -88,8 +95,17 @@ def named(tree: Any) -> list[tuple[str, Any]]:
     return [(".".join(map(text, path)), leaf) for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]]
 
 
-def _metadata(file: Any) -> dict[str, Any]:
-    return json.loads((file.metadata() or {}).get(METADATA, "{}"))
+def _metadata(file: Any) -> tuple[dict[str, Any], dict[str, int]]:
+    """What :func:`save_tree` was given besides the tree, and the tensors' checksums; ValueError for another's."""
+    metadata = json.loads((file.metadata() or {}).get(METADATA, "{}"))
+    checksums = metadata.pop(CHECKSUMS, {})
+    if checksums and checksums.get("") != zlib.crc32(json.dumps(metadata, sort_keys=True).encode()):
+        raise ValueError("its metadata has another checksum")
+    return metadata, checksums
+
+
+def _crc32(tensor: np.ndarray) -> int:
+    return zlib.crc32(tensor.reshape(-1).view(np.uint8))
 
 
 @contextmanager

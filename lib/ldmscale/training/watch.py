@@ -28,6 +28,7 @@ from ldmscale.provenance import atomic_path
 
 LEVELS = 10
 METRICS = "metrics.jsonl"
+NEEDED = {"step", "time", "loss", "grad_norm", "images_per_second"}
 EVENTS = "events.out.tfevents.*"
 # What tensorboardX imports where it finds it, seconds of every start, for what is not used here.
 UNUSED = ("torch", "boto3", "google.cloud.storage", "comet_ml", "onnx")
@@ -152,10 +153,19 @@ def _step_of(path: Path) -> int:
     return int(path.stem.removeprefix("step-"))
 
 
+def _parsed(line: str) -> dict[str, Any] | None:
+    """The record of a line that is whole."""
+    try:
+        record = json.loads(line)
+        return record if record.keys() >= NEEDED and line.endswith("\n") else None
+    except (ValueError, AttributeError):
+        return None
+
+
 def _rewound(path: Path, step: int) -> list[dict[str, Any]]:
-    """The records up to ``step``; later ones, and one that a killed run left half-written, go from the file."""
+    """The records up to ``step``; later ones, and those that cannot be read, go from the file."""
     lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-    records = [(line, json.loads(line)) for line in lines if line.endswith("\n")]
+    records = [(line, record) for line in lines if (record := _parsed(line))]
     kept = [(line, record) for line, record in records if record["step"] <= step]
     if len(kept) < len(lines):
         with atomic_path(path) as temporary:
