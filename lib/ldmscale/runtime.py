@@ -13,7 +13,7 @@ FLAGS = (
     # YNNPACK fusions return wrong sums for some CPU reductions (jax-ml/jax#39103) and run convolution gradients two to
     # three times slower than XLA's own kernels. An empty value switches them off.
     "--xla_cpu_experimental_ynn_fusion_type=",
-    # The newer emitters of CPU loops make training steps slower: an 8-filter U-Net's 2.3 times, a 32-filter one's 1.25.
+    # The newer emitters of CPU loops make training steps slower (what samples takes them, see forward_options).
     "--xla_cpu_use_fusion_emitters=false",
 )
 # LLVM's second and third level cost half as much compilation again and gain nothing measurable; on a GPU, where the
@@ -47,6 +47,15 @@ def use_compile_cache(folder: str) -> None:
     if "jax" in sys.modules:
         for name, value in settings.items():
             sys.modules["jax"].config.update(name, value)
+
+
+def forward_options() -> dict[str, bool] | None:
+    """Compiler options, beside the flags, of a program without gradients: sampling with XLA's newer emitters of CPU
+    loops takes 0.6 to 0.8 of the time, for the older ones do not vectorise what they write where they read it."""
+    import jax
+
+    tuned = version("jaxlib") == TUNED_JAXLIB and jax.default_backend() == "cpu"
+    return {"xla_cpu_use_fusion_emitters": True} if tuned else None
 
 
 def use_threads(count: int) -> None:

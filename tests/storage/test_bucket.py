@@ -93,7 +93,7 @@ def test_the_object_that_a_manifest_names_or_none(gcs):
     bucket.upload("y.npy", other)  # somebody else writes to the same place
     assert np.array_equal(load_array("results/x.npy"), SMALL)  # while the file is here nothing is asked
     os.unlink("results/x.npy")
-    with pytest.raises(UserError, match="not the object of 16128 bytes that was stored"):
+    with pytest.raises(UserError, match="not the object of 16142 bytes that was stored"):
         load_array("results/x.npy")
     bucket.delete(other)
     with pytest.raises(UserError, match="the object is gone: run the rule") as caught:

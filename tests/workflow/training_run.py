@@ -20,7 +20,7 @@ from ldmscale.diffusion.schedule import Schedule
 from ldmscale.models.unet import UNetConfig
 from ldmscale.runtime import use_compile_cache
 from ldmscale.tasks.pretrain import PretrainTask
-from ldmscale.training import checkpoint
+from ldmscale.training import checkpoint, loop
 from ldmscale.training.loop import TrainConfig, train
 
 STEPS, KEEP = 24, (0, 6, 24)  # a state every other step
@@ -72,6 +72,7 @@ def main(folder, moment=None):
     task = PretrainTask(net, Schedule(), latents, batch_size=8, text_dropout=0.3, seed=5)
     if moment:
         kill_at(task, moment)
+    loop.SAVES = 2, 2
     train(task, TrainConfig(STEPS, 1e-2, 3, 0.01, seed=5, ema=0.9), folder, "digest", KEEP)
 
 

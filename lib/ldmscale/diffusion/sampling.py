@@ -47,8 +47,9 @@ def device_table(table: StepTable, max_steps: int = 1000) -> DeviceTable:
 
 
 def build_sampler(
-    apply_fn: Callable[..., jax.Array], max_steps: int = 1000, guidance: str = "free"
-) -> Callable[..., jax.Array]:
+    apply_fn: Callable[..., jax.Array], max_steps: int = 1000, guidance: str = "free",
+    options: dict[str, bool] | None = None,
+) -> Callable[..., jax.Array]:  # fmt: skip
     """Compile-once sampler of the network ``apply_fn(params, z[B,...], t[B] int32, context[B,L,D]) -> eps[B,...]``.
 
     Returns ``sample(params, table, cfg, z_T[B,...], context[B,L,D], null_context[L,D], keys[B]) -> z_0[B,...]``:
@@ -59,7 +60,8 @@ def build_sampler(
     The noise of step i for image j depends on (keys[j], i) alone, so an image does not depend on its batch.
     ``guidance``: "free", as above; "none" runs the conditional half only, at half the cost, and ``cfg`` and
     ``null_context`` are ignored; "told" does the same with a network that knows the weight, a student of guided
-    distillation (arXiv 2210.03142): ``apply_fn(params, z, t, context, w[B])`` with w = cfg - 1.
+    distillation (arXiv 2210.03142): ``apply_fn(params, z, t, context, w[B])`` with w = cfg - 1. ``options`` are the
+    compiler's.
     """
     if guidance not in GUIDANCE:
         raise ValueError(f"guidance is {guidance!r}; it must be one of {', '.join(GUIDANCE)}")
@@ -73,8 +75,7 @@ def build_sampler(
         cond, null = jnp.split(eps, 2)
         return null + cfg * (cond - null)
 
-    @jax.jit
-    def program(params, table: DeviceTable, cfg, z_T, context, null_context, keys):
+    def run(params, table: DeviceTable, cfg, z_T, context, null_context, keys):
         if guidance == "free":
             context = jnp.concatenate([context, jnp.broadcast_to(null_context, context.shape)])
 
@@ -89,6 +90,8 @@ def build_sampler(
             return z, x0
 
         return jax.lax.fori_loop(0, table.n, step, (z_T, jnp.zeros_like(z_T)))[0]
+
+    program = jax.jit(run, compiler_options=options)
 
     def sample(params, table, cfg, z_T, context, null_context, keys):
         if table.timesteps.shape != (max_steps,):

@@ -22,6 +22,7 @@ from ldmscale.jobs import EVERY, Progress
 from ldmscale.models.adapter import adapter
 from ldmscale.models.network import NetConfig, network
 from ldmscale.provenance import is_current, write_manifest
+from ldmscale.runtime import forward_options
 from ldmscale.training.sharding import Devices, batch_sharding, fetch, place, place_as_state, replicated
 
 
@@ -64,7 +65,9 @@ class Generator:
             residuals = beside.apply({"params": params["adapter"]}, seen, t, context)
             return unet.apply({"params": params["unet"]}, seen, t, context, residuals=residuals)
 
-        self._programs = {guidance: build_sampler(apply, guidance=guidance) for guidance in GUIDANCE}
+        self._programs = {
+            guidance: build_sampler(apply, guidance=guidance, options=forward_options()) for guidance in GUIDANCE
+        }
         self._keys = jax.jit(lambda numbers: image_keys(seed, numbers))
         self._noise = jax.jit(jax.vmap(lambda key: jax.random.normal(key, self.shape)))
 

@@ -163,8 +163,9 @@ class GroupNorm(nn.Module):
             per_group = sums.reshape(batch, self.groups, -1).mean(-1, keepdims=True) / (height * width)
             return jnp.broadcast_to(per_group, (batch, self.groups, channels // self.groups)).reshape(batch, channels)
 
-        mean = group_mean(x.sum((1, 2)))
-        square = group_mean(jnp.square(x).sum((1, 2)))
+        # One axis after the other: XLA:CPU makes a sum over 32 values or more a reduce-window, of both axes together.
+        mean = group_mean(x.sum(1).sum(1))
+        square = group_mean(jnp.square(x).sum(1).sum(1))
         factor = scale * jax.lax.rsqrt(jnp.maximum(square - mean * mean, 0.0) + self.epsilon)
         shift = bias - mean * factor
         return (x * factor[:, None, None, :] + shift[:, None, None, :]).astype(dtype)

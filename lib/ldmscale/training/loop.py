@@ -35,6 +35,7 @@ AHEAD = 4  # batches made while an accelerator computes
 _ONCE = {"xla_backend_optimization_level": 0}
 
 
+SAVES = 10, 1000  # a state is saved each tenth of a run, but so many steps apart at the least and at the most
 SHORT = 150  # steps of a run that takes less time than optimising its program
 
 
@@ -108,12 +109,12 @@ def ema_decay(decay: float, step: jax.Array) -> jax.Array:
 
 def packing(task: Task) -> Packing:
     """How the parameters of ``task`` lie in one vector."""
-    return Packing(jax.eval_shape(lambda params: _from(task, params).init(jax.random.key(0)), _pretrained(task)))
+    return Packing(_shapes(task))
 
 
-def _as_tree(task: Task, config: TrainConfig) -> Callable[[Any], Any]:
-    """What makes the task's tree of a state's ``params`` or ``ema``."""
-    return packing(task).unpack if config.flat else lambda params: params
+def _shapes(task: Task) -> Any:
+    """The shapes of the parameters of ``task``: a second of tracing."""
+    return jax.eval_shape(lambda params: _from(task, params).init(jax.random.key(0)), _pretrained(task))
 
 
 def _pretrained(task: Task) -> Any:
@@ -127,7 +128,10 @@ def _from(task: Task, params: Any) -> Task:
 
 def initial_state(task: Task, config: TrainConfig) -> TrainState:
     """The state before the first step; ``jax.eval_shape`` of it is the state's shapes."""
-    params = task.init(jax.random.key(config.seed))
+    return _begun(task.init(jax.random.key(config.seed)), config)
+
+
+def _begun(params: Any, config: TrainConfig) -> TrainState:
     if config.flat:
         params = Packing(params).pack(params)
     # A second buffer: the step donates the state, and a buffer can be donated once.
@@ -136,17 +140,19 @@ def initial_state(task: Task, config: TrainConfig) -> TrainState:
 
 
 def build_step(
-    task: Task, config: TrainConfig, shardings: TrainState | None = None, short: bool = False, accumulate: int = 1
-) -> Callable[..., tuple[TrainState, Measured]]:
+    task: Task, config: TrainConfig, shardings: TrainState | None = None, short: bool = False, accumulate: int = 1,
+    packed: Packing | None = None,
+) -> Callable[..., tuple[TrainState, Measured]]:  # fmt: skip
     """The compiled ``(state, batch[, frozen]) -> (state, measured)``; its key is fold_in(seed, step), so steps are
     replayable. ``frozen`` is the task's: closed over, a teacher's parameters would become constants of the program.
 
     On a mesh ``shardings`` says where each array of the state lies (:mod:`ldmscale.training.sharding`), before the step
     and after it. A ``short`` run's program is not optimised: it would compile for longer than it runs. The batch is
-    cut into ``accumulate`` microbatches, one after the other, whose gradients' mean is the batch's.
+    cut into ``accumulate`` microbatches, one after the other, whose gradients' mean is the batch's. ``packed`` is
+    :func:`packing` of the task, where it is known.
     """
     optimizer = config.optimizer()
-    tree = _as_tree(task, config)
+    tree = (packed or packing(task)).unpack if config.flat else lambda params: params
     differentiated = gradients(task, tree, accumulate, shardings and shardings.params)
 
     def step(state: TrainState, batch: Batch, frozen: Any = None) -> tuple[TrainState, Measured]:
@@ -206,12 +212,13 @@ def train(
     def fresh(params: Any) -> TrainState:
         return initial_state(_from(task, params), config)
 
-    shapes = jax.eval_shape(fresh, _pretrained(task))
-    tree = _as_tree(task, config)
+    params = _shapes(task)
+    packed = Packing(params) if config.flat else None
+    shapes = jax.eval_shape(lambda params: _begun(params, config), params)
     shardings = None if mesh is None else state_shardings(shapes, mesh)
 
     def stored(state: TrainState) -> TrainState:
-        return jax.tree.map(lambda leaf: tree(leaf) if leaf.ndim else leaf, state) if config.flat else state
+        return jax.tree.map(lambda leaf: packed.unpack(leaf) if leaf.ndim else leaf, state) if packed else state
 
     like = jax.eval_shape(stored, shapes)
     if mesh is not None:
@@ -236,7 +243,8 @@ def train(
     watch = Watch(folder, start or -1) if hosts.writes() else None
 
     def keep_weights(step: int) -> None:
-        averaged = tree(state.ema)
+        # On the host, where cutting the vector into a few hundred arrays has not to be compiled.
+        averaged = packed.unpack(np.asarray(state.ema)) if packed else state.ema
         whole = fetch(averaged)
         pictures = None if draw is None else draw(averaged)  # by all hosts
         if watch:
@@ -246,14 +254,15 @@ def train(
 
     if 0 in kept and not start:
         keep_weights(0)
-    step_fn = ({} if programs is None else programs).setdefault(
-        config, build_step(task, config, shardings, keep[-1] <= SHORT, accumulate)
-    )
+    programs = {} if programs is None else programs
+    if config not in programs:
+        programs[config] = build_step(task, config, shardings, keep[-1] <= SHORT, accumulate, packed)
+    step_fn = programs[config]
     frozen = getattr(task, "frozen", None)
     frozen = jax.tree.map(jnp.asarray, frozen) if mesh is None else place_as_state(frozen, mesh)
     read = task.batch if mesh is None else host_batches(task, mesh)
     ahead = 0 if jax.default_backend() == "cpu" else AHEAD  # whose threads the step itself needs
-    save_every = max(1, min(1000, keep[-1] // 10))
+    save_every = min(max(keep[-1] // 10, SAVES[0]), SAVES[1])
     measured: list[Measured] = []
     with preemption.noted():
         for step, batch in enumerate(batches(read, start, keep[-1], ahead), start):
@@ -285,7 +294,7 @@ def train(
                 if done in kept:
                     keep_weights(done)
                 if save:
-                    states.save(done, stored(state))
+                    states.save(done, stored(jax.device_get(state) if packed else state))
                 if stop:
                     states.close()
                     say(f"told to stop: saved at step {done} of {keep[-1]}, to go on from there")
