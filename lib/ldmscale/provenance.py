@@ -87,15 +87,17 @@ def listing_digest(folder: str | Path) -> str:
     if storage.is_uri(folder):
         return storage.digest(str(folder))
     try:
-        files = sorted(Path(entry) for entry in os.scandir(folder) if entry.is_file())
+        files = sorted((entry.name, entry.path) for entry in os.scandir(folder) if entry.is_file())
         found = hashlib.sha256()
-        for path in files:
-            with open(path, "rb") as file:
-                size = file.seek(0, os.SEEK_END)
-                file.seek(max(0, size - ENDS))
-                last = file.read()
-                file.seek(0)
-                found.update(json.dumps([path.name, size]).encode() + file.read(ENDS) + last)
+        for name, path in files:  # at every start, of as many as there are: without Python's file objects
+            file = os.open(path, os.O_RDONLY)
+            try:
+                size = os.fstat(file).st_size
+                first = os.pread(file, ENDS, 0)
+                last = first if size <= ENDS else os.pread(file, ENDS, size - ENDS)
+            finally:
+                os.close(file)
+            found.update(json.dumps([name, size]).encode() + first + last)
     except (FileNotFoundError, NotADirectoryError, PermissionError):
         return "absent"
     return found.hexdigest()[:16]

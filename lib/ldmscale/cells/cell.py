@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 
 from ldmscale.errors import UserError
 
@@ -28,15 +29,15 @@ class Cell:
     steps: int
     cfg: float
 
-    @property
+    @cached_property
     def path(self) -> str:
-        """``task=t2i/model=145M/weights=pretrain-500000/sampler=ddim/steps=50/cfg=7.5``."""
-        return self.prefix("cfg")
+        """``task=t2i/model=145M/weights=pretrain-500000/sampler=ddim/steps=50/cfg=7.5``; written once, as planning
+        asks for it some twenty times."""
+        return "/".join(f"{name}={_text(getattr(self, name))}" for name in LEVELS)
 
     def prefix(self, level: str) -> str:
         """The path down to ``level``, one of :data:`LEVELS`."""
-        names = LEVELS[: LEVELS.index(level) + 1]
-        return "/".join(f"{name}={_text(getattr(self, name))}" for name in names)
+        return self.path.rsplit("/", len(LEVELS) - 1 - LEVELS.index(level))[0]
 
     @property
     def train_step(self) -> int:

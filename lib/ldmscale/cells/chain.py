@@ -52,6 +52,9 @@ class Chain:
         self.cell = lru_cache(maxsize=None)(self._cell)
         self.scores = lru_cache(maxsize=None)(self._scores)
         self._common = lru_cache(maxsize=None)(self._stage)
+        # A job's scores are asked for by the job and by the table, an experiment by every figure that shows it.
+        self.score = lru_cache(maxsize=None)(self._score)
+        self._experiment = lru_cache(maxsize=None)(self._of_experiment)
 
     def __getitem__(self, stage: str) -> dict[str, Any]:
         """Params of a stage that there is once: data, tokenizer, autoencoder, clip, text, latents, prompts, reference,
@@ -287,7 +290,7 @@ class Chain:
                 | {"model": self.model(task, model)["digest"]},
                 "digest": digest("cell", [c["digest"] for c in cells])}  # fmt: skip
 
-    def score(self, prefix: str) -> dict[str, Any]:
+    def _score(self, prefix: str) -> dict[str, Any]:
         """Params of the scoring job ``prefix``."""
         made = [self.cell(cell) for cell in self.plan.under(prefix) if self.plan.is_scored(cell)]
         if not made:
@@ -348,15 +351,13 @@ class Chain:
 
     def report(self, *experiments: str) -> dict[str, Any]:
         """Params of what reads the table alone: how the study is labelled, and the digests of what it shows."""
-        cells = [self.cell(cell)["digest"] for name in experiments for cell in self.plan.experiments[name]]
         label = {"study": self.study.name, "counts": self.config["data"]["counts"],
                  "sources": [self.config["data"]["train"], self.config["data"]["evaluation"]],
                  "image_size": self.config["data"]["image_size"]}  # fmt: skip
-        paths = {name: [cell.path for cell in self._first(name)] for name in experiments}
         return {
             "label": label,
-            "experiments": paths,
-            "cells": digest("figure", cells),
+            "experiments": {name: list(self._experiment(name)[1]) for name in experiments},
+            "cells": digest("figure", [made for name in experiments for made in self._experiment(name)[0]]),
             "scores": self.scores()["digest"],
         }
 
@@ -364,9 +365,11 @@ class Chain:
         """The members of a family, ascending."""
         return [name for name, member in self.study.members.items() if member.family == family]
 
-    def _first(self, experiment: str) -> list[Cell]:
-        """The cells of an experiment by the first training of each model: the table has their means, figures them."""
-        return [cell for cell in self.plan.experiments[experiment] if cell.model in self.study.members]
+    def _of_experiment(self, name: str) -> tuple[list[str], dict[str, str]]:
+        """Digests of the cells of an experiment, and by path those of the first training of each model: the table has
+        the means of all, figures show the first."""
+        made = {cell: self.cell(cell)["digest"] for cell in self.plan.experiments[name]}
+        return list(made.values()), {c.path: made[c] for c in made if c.model in self.study.members}
 
     def summary(self) -> dict[str, Any]:
         """Params of the summary."""
@@ -402,8 +405,8 @@ class Chain:
             largest = self._of_family(UNET)[-1]
             network = {"name": largest, "unet": self.study.net_params(largest), "latent_size": self.study.latent_size,
                        "context_length": self.study.text_params()["context_length"]}  # fmt: skip
-        drawn = {cell.path: self.cell(cell)["digest"] for name in shown for cell in self._first(name)}
-        tasks = {cell.task for name in shown for cell in self.plan.experiments[name]}
+        drawn = {path: made for name in shown for path, made in self._experiment(name)[1].items()}
+        tasks = {cell.task for name in shown for cell in self.plan.experiments[name][:1]}  # an experiment has one
         beside = {stage: self[stage]["digest"] for task in sorted(tasks) for stage in BESIDE.get(task, ())}
         beside |= {stage: self[stage]["digest"] for stage in SHOWN_ALONE.get(figure, ())}
         params = {**self.report(*shown), "drawn": drawn, "beside": beside, "settings": settings,

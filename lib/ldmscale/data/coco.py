@@ -185,7 +185,7 @@ class CocoSource:
                 report.blank_captions += 1
             else:
                 captions.setdefault(entry["image_id"], []).append(entry["caption"])
-        candidates, seen = [], set()
+        candidates, seen, root = [], set(), os.path.realpath(self.folder)
         for image_id, count in ids.items():
             if count > 1:
                 report.add("duplicate id", image_id)
@@ -193,7 +193,7 @@ class CocoSource:
             name = entry["file_name"]
             if ids[entry["id"]] > 1:
                 continue  # which of the entries its captions mean is unknown
-            path = _locate(self.folder, name)
+            path = _locate(root, name)
             if path is None:
                 report.add("outside", name)
             elif not os.path.isfile(path):
@@ -255,9 +255,8 @@ class CocoSource:
         return splits
 
 
-def _locate(folder: Path, name: str) -> str | None:
-    """The real path of a listed file, or None where it is not inside ``folder``, symbolic links followed."""
-    root = os.path.realpath(folder)
+def _locate(root: str, name: str) -> str | None:
+    """The real path of a listed file, or None where it is not inside ``root``, itself a real path, links followed."""
     try:
         path = os.path.realpath(os.path.join(root, name))
     except ValueError:  # NUL or half a surrogate pair

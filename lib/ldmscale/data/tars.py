@@ -61,6 +61,8 @@ class TarSource:
         self._index, self._wanted = Path(index), {"heldout": heldout, "tuning": tuning}
         self._list = lru_cache(maxsize=4)(partial(_list, self._index))
         candidates = self._survey(workers)
+        # Drawn from all tars in no order: looked up tar by tar, and kept.
+        self._places = {number: self._place(number) for number in np.sort(candidates).tolist()}
         if self._tally.counts and on_error == "refuse":
             raise UserError(f"{self._tally.sentence()}. Mend them, or set on_error to skip to leave them out")
         self._splits = self._choose(candidates)
@@ -135,11 +137,13 @@ class TarSource:
             return False
         return True
 
-    def _decode(self, number: int) -> Example:
+    def _place(self, number: int) -> tuple[int, list]:
+        """The number of a sample's tar, and what the tar's list says of the sample."""
         tar = int(np.searchsorted(self._ends, number, side="right"))
-        key, image, text, kind = self._list(self._tars[tar])["samples"][
-            number - (int(self._ends[tar - 1]) if tar else 0)
-        ]
+        return tar, self._list(self._tars[tar])["samples"][number - (int(self._ends[tar - 1]) if tar else 0)]
+
+    def _decode(self, number: int) -> Example:
+        tar, (key, image, text, kind) = self._places.get(number) or self._place(number)
         name = f"{self._tars[tar].name}/{key}"
         with open(self._tars[tar], "rb") as file:
             pixels, written = (_part(file, *place) for place in (image, text))

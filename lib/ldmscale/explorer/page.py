@@ -29,6 +29,7 @@ from ldmscale.errors import UserError
 
 PICTURE_BYTES = 6_000_000  # of all pictures as data URIs; plotly.js takes 5 MB, and the page is to stay under 15
 LARGEST, SMALLEST = 128, 24  # pixels a side of a picture
+POINTS = 5000  # cells that a page holds; of more, those alone that are a choice
 
 
 def explorer_page(
@@ -41,7 +42,7 @@ def explorer_page(
     """The whole page; ``previews`` gives a cell's images of the ``gallery`` prompts, uint8 [K,H,W,3].
 
     It holds every cell on the study's prompts that is scored on both splits, with the pictures and bootstrap replicates
-    of those that are the choice under some budget.
+    of those that are the choice under some budget; of more than :data:`POINTS` cells those alone, and says so.
 
     Raises:
         UserError: the table has no such cell.
@@ -82,7 +83,12 @@ def explorer_data(
     axes = [axis for axis in COST_AXES if axis in held and _finite(held[axis]).any()]
     metrics = [m for m in METRICS if m in held and (_finite(held[m]) & _finite(tuning[m])).any()]
     chosen = {m: _choosable(held, tuning, axes, m) for m in metrics}
-    shown = sorted(set().union(*chosen.values()))
+    shown, of_all = sorted(set().union(*chosen.values())), ""
+    if len(held) > POINTS:
+        of_all = f" Of {len(held):,} cells sampled, the {len(shown):,} that are the choice under some budget."
+        held, tuning = (rows.iloc[shown].reset_index(drop=True) for rows in (held, tuning))
+        place = {i: k for k, i in enumerate(shown)}
+        chosen, shown = {m: {place[i] for i in found} for m, found in chosen.items()}, list(range(len(shown)))
     sprites, side = _pictures([previews(Cell.parse(held["cell"][i])) for i in shown], gallery)
     pictures = dict(zip(shown, sprites, strict=True))
     points: list[dict[str, Any]] = [
@@ -110,7 +116,7 @@ def explorer_data(
     return {
         "study": study.name,
         "about": f"{study.data}, {study.image_size} x {study.image_size} pixels; settings chosen on "
-        f"{study.n_tuning:,} tuning prompts, numbers of {study.n_heldout:,} held-out prompts.",
+        f"{study.n_tuning:,} tuning prompts, numbers of {study.n_heldout:,} held-out prompts.{of_all}",
         "caveat": caveat(study.trainings),
         "axes": [{"name": axis, "label": COST_AXES[axis]} for axis in axes],
         "metrics": [
