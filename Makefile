@@ -1,6 +1,8 @@
 # make study   the study of config.yaml, from nothing to figures and report; `make study CONFIG=configs/evening.yaml` for another
 # make test    the tests
 # make lint    style and workflow checks          make format   apply the style
+# make bench   the benchmarks, into docs/benchmarks.md; `make bench QUICK=1` with few repeats, `make bench RESULTS=results/embedded`
+#              with a finished study's stages, COMPILED=FOLDER with what its jobs compiled (benchmarks/whole.py)
 # make env     the environment alone, in .venv    make clean    remove caches; results and .venv stay
 #
 # TORCH_INDEX=https://download.pytorch.org/whl/cpu takes PyTorch without CUDA (about 200 MB instead of 3 GB).
@@ -8,7 +10,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
-.PHONY: study test lint format clean env
+.PHONY: study test bench lint format clean env
 
 CONFIG ?=
 TORCH_INDEX ?=
@@ -32,6 +34,9 @@ study: .venv/ready
 # The tests compile far more than they run: their own programs are not optimised (those of the jobs that they start are).
 test: .venv/ready-test
 	@XLA_FLAGS="$${XLA_FLAGS:-} --xla_backend_optimization_level=0" $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+
+bench: .venv/ready-test
+	@$(BIN)/python benchmarks/all.py $(if $(QUICK),--quick) $(if $(RESULTS),--results $(RESULTS)) $(if $(COMPILED),--compiled $(COMPILED))
 
 lint: .venv/ready-test
 	$(BIN)/ruff check .

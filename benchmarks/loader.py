@@ -80,7 +80,8 @@ def per_second(iterator):
     return served * BATCH / (time.perf_counter() - began)
 
 
-def serve(folder, threads):
+def serve(folder, threads, rounds=ROUNDS):
+    """Images a second of each round, here and of the DataLoader, for each number of threads."""
     latents, net = Latents.load(folder, 1.0), UNetConfig(64, (1,), 1, (True,), heads=1, norm_groups=1, context_width=1)
     task = PretrainTask(net, Schedule(), latents, BATCH, 0.1, 0)
     count = SHARDS * IMAGES
@@ -88,10 +89,10 @@ def serve(folder, threads):
     loader = partial(DataLoader, Torch(folder), BATCH, sampler=order)
     for workers in threads:
         ours, theirs = [], []
-        for _ in range(ROUNDS):
+        for _ in range(rounds):
             ours.append(per_second(batches(task.batch, 0, STEPS, workers)))
             theirs.append(per_second(iter(loader(num_workers=workers))))
-        print(f"{workers:>8} {max(ours):12.0f} {max(theirs):12.0f} {max(ours) / max(theirs):8.2f}")
+        yield workers, ours, theirs
 
 
 def prepare(folder, workers):
@@ -125,7 +126,8 @@ def main(threads):
         print(f"{each / 1e6:.3f} MB an image\n")
         appetite(study, each)
         print(f"\n{'threads':>8} {'images/s':>12} {'DataLoader':>12} {'ratio':>8}   (threads there: worker processes)")
-        serve(folder / "latents", threads)
+        for workers, ours, theirs in serve(folder / "latents", threads):
+            print(f"{workers:>8} {max(ours):12.0f} {max(theirs):12.0f} {max(ours) / max(theirs):8.2f}")
         print(f"\n{'workers':>8} {'images/s':>12}   (prepare: tars of JPEGs to records)")
         prepare(folder, threads)
     print(f"\n{os.cpu_count()} CPUs")

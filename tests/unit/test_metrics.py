@@ -12,7 +12,7 @@ import pytest
 from ldmscale.errors import UserError
 from ldmscale.metrics.bootstrap import fid_replicates, interval, mean_replicates, paired_difference, resample_counts
 from ldmscale.metrics.clip_score import clip_scores
-from ldmscale.metrics.frechet import Reference, frechet_distance, gaussian
+from ldmscale.metrics.frechet import Reference, frechet_distance, gaussian, half_root
 
 
 def features(n: int, d: int, seed: int, shift: float = 0.0) -> np.ndarray:
@@ -115,6 +115,32 @@ def test_singular_covariances(cleanfid, low):
         assert frechet_distance(*flat, *full) == pytest.approx(difference @ difference + np.trace(full[1]), rel=1e-9)
 
 
+def sum_of_singular_values(a: np.ndarray, b: np.ndarray) -> float:
+    """tr((sigma_a sigma_b)^(1/2)) of features [N,D] and [M,D] without squaring anything."""
+    halves = [(x - x.mean(axis=0)) / np.sqrt(len(x) - 1) for x in (a, b)]
+    return np.linalg.svd(halves[0] @ halves[1].T, compute_uv=False).sum()
+
+
+@pytest.mark.parametrize(
+    ("n", "m", "rank"), [(700, 600, None), (300, 299, None), (40, 700, None), (700, 40, None), (700, 600, 3)]
+)
+def test_frechet_distance_beyond_the_rank(n, m, rank):
+    """Every way through, in 256 dimensions of a spectrum that falls a thousandfold, against singular values."""
+    rng, spectrum = np.random.default_rng(0), np.geomspace(1, 1e-3, 256)
+    mine, real = rng.standard_normal((n, 256)) * spectrum, rng.standard_normal((m, 256)) * spectrum + 0.01
+    if rank:
+        mine = mine[rng.integers(rank, size=n)]  # a generator that knows three images
+    a, b = gaussian(mine), gaussian(real)
+    difference = a[0] - b[0]
+    overlap = sum_of_singular_values(mine, real)
+    want = difference @ difference + np.trace(a[1]) + np.trace(b[1]) - 2 * overlap
+    found = [frechet_distance(*a, *b), frechet_distance(*b, *a), Reference(real).distance(mine)]
+    np.testing.assert_allclose(found, want, rtol=1e-7)
+    half = half_root(a[1])
+    np.testing.assert_allclose(half @ half.T, a[1], atol=1e-12)
+    assert half.shape[1] == min(n - 1, 256, (rank or 257) - 1)
+
+
 def test_frechet_distance_of_known_gaussians():
     """Commuting covariances: sum of (mu1 - mu2)^2 + (sd1 - sd2)^2 over dimensions."""
     mu1, mu2, sd1, sd2 = np.array([0.0, 1.0]), np.array([2.0, 1.0]), np.array([1.0, 3.0]), np.array([2.0, 0.5])
@@ -132,6 +158,10 @@ def test_frechet_refuses():
     a, b = gaussian(features(10, 3, 0)), gaussian(features(10, 4, 0))
     with pytest.raises(UserError, match=r"\[3\], \[3, 3\], \[4\], \[4, 4\].*one extractor"):
         frechet_distance(*a, *b)
+    spoilt = a[1].copy()
+    spoilt[2, 0] = spoilt[0, 2] = np.nan
+    with pytest.raises(UserError, match="not finite"):
+        frechet_distance(a[0], spoilt, *a)
     with pytest.raises(UserError, match="3 dimensions and the reference 4"):
         Reference(features(10, 4, 0)).distance(features(10, 3, 0))
     with pytest.raises(UserError, match=r"\[1, 4\].*at least 2"):

@@ -4,8 +4,9 @@
 
 The number is clean-fid's (``cleanfid.fid.frechet_distance``; the tests hold it to a relative 1e-6, with singular
 covariances and with fewer samples than dimensions too). It comes from symmetric eigenvalues instead of the square root
-of a product that is not symmetric: with sigma2 = H H^T the last trace is that of (H^T sigma1 H)^(1/2), whose matrix is
-no larger than sigma2's rank, and H is found once for all that is compared with one reference. PyTorch is not started.
+of a product that is not symmetric: with sigma = H H^T the last trace is that of (H2^T sigma1 H2)^(1/2). H comes from a
+Cholesky factorisation, pivoted where sigma is singular, so that no matrix is larger than the smaller of the two ranks:
+the square roots of the zeros beyond, which are rounding, would add up to something. PyTorch is not started.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ def gaussian(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def frechet_distance(mu1: np.ndarray, sigma1: np.ndarray, mu2: np.ndarray, sigma2: np.ndarray) -> float:
     """Squared Fréchet distance; mu [D], sigma [D,D] symmetric positive semidefinite, of any rank.
 
-    Raises :class:`UserError` where the two Gaussians are not of one dimension.
+    Raises :class:`UserError` where the two Gaussians are not of one dimension, or hold what is not finite.
     """
     shapes = [np.shape(x) for x in (mu1, sigma1, mu2, sigma2)]
     if len(shapes[0]) != 1 or shapes != [shapes[0], shapes[0] * 2] * 2:
@@ -43,22 +44,51 @@ def frechet_distance(mu1: np.ndarray, sigma1: np.ndarray, mu2: np.ndarray, sigma
             f"mu1, sigma1, mu2, sigma2 have shapes {', '.join(str(list(s)) for s in shapes)}; "
             "they must be [D], [D,D], [D], [D,D] of one D (features of one extractor)."
         )
-    half = half_root(sigma2)
-    difference = np.asarray(mu1, np.float64) - mu2
-    overlap = root_trace(half.T @ np.asarray(sigma1, np.float64) @ half)
+    if not all(np.isfinite(x).all() for x in (mu1, sigma1, mu2, sigma2)):
+        raise UserError("mu1, sigma1, mu2 or sigma2 holds a value that is not finite; every value must be finite.")
+    sigma1, difference = np.asarray(sigma1, np.float64), np.asarray(mu1, np.float64) - mu2
+    overlap = shared_root_trace(sigma1, half_root(sigma2))
     return float(difference @ difference + np.trace(sigma1) + np.trace(sigma2) - 2 * overlap)
 
 
 def half_root(sigma: np.ndarray) -> np.ndarray:
-    """H, float64 [D,K], with H H^T = sigma [D,D], symmetric positive semidefinite of numerical rank K."""
-    values, vectors = np.linalg.eigh(np.asarray(sigma, np.float64))
-    # What lies below is rounding (numpy.linalg.matrix_rank's bound): its square roots would add up to something.
-    kept = values > values[-1] * len(values) * np.finfo(np.float64).eps
-    return vectors[:, kept] * np.sqrt(values[kept])
+    """H, float64 [D,K], with H H^T = sigma [D,D], symmetric positive semidefinite of numerical rank K.
+
+    A lower triangle where sigma has full rank, and not square where it has not.
+    """
+    from scipy.linalg.lapack import dpotrf, dpstrf
+
+    sigma = np.asarray(sigma, np.float64)
+    floor = sigma.diagonal().max() * len(sigma) * np.finfo(np.float64).eps  # what a pivot of rounding may reach
+    half, failed = dpotrf(sigma.T, lower=1)
+    if not failed and (half.diagonal() ** 2).min() > floor:
+        return half
+    lower, pivots, rank, _ = dpstrf(sigma.T, tol=floor, lower=1)
+    rank = min(rank, len(sigma) - 1)  # a pivot as small as rounding was found above, so there is an eigenvalue as small
+    half = np.empty((len(sigma), rank))
+    half[pivots - 1] = np.tril(lower)[:, :rank]
+    return half
+
+
+def shared_root_trace(sigma: np.ndarray, half: np.ndarray) -> float:
+    """tr((sigma H H^T)^(1/2)) of sigma, float64 [D,D] positive semidefinite, and a :func:`half_root` [D,K]."""
+    from scipy.linalg.lapack import dsygst
+
+    own = half_root(sigma)
+    if own.shape == half.shape == sigma.shape:  # both are triangles
+        return root_trace(dsygst(sigma.T, half, itype=2, lower=1)[0])  # H^T sigma H, at a quarter of the work
+    return product_root_trace(own.T @ half)
+
+
+def product_root_trace(product: np.ndarray) -> float:
+    """The sum of the singular values of ``product`` [N,K] = H1^T H2: tr((sigma1 sigma2)^(1/2))."""
+    n, k = product.shape
+    return root_trace(product.T @ product if k <= n else product @ product.T)
 
 
 def root_trace(sigma: np.ndarray) -> float:
-    """tr(sigma^(1/2)) of a symmetric positive semidefinite sigma; eigenvalues below 0 are rounding."""
+    """tr(sigma^(1/2)) of a symmetric positive semidefinite sigma, of which the lower triangle alone is read;
+    eigenvalues below 0 are rounding."""
     return float(np.sqrt(np.maximum(np.linalg.eigvalsh(sigma), 0.0)).sum()) if len(sigma) else 0.0
 
 
@@ -94,7 +124,9 @@ class Reference:
         y = self.centred(features)
         mean, n = y.mean(axis=0), len(y)
         spread = y - mean
-        z = spread @ self.half
-        inner = z.T @ z if z.shape[1] <= n else z @ z.T  # both have the eigenvalues that count
+        if n > len(mean):
+            overlap = shared_root_trace(spread.T @ spread / (n - 1), self.half)
+        else:
+            overlap = product_root_trace(spread @ self.half) / np.sqrt(n - 1)
         variance = float(np.einsum("nd,nd->", spread, spread)) / (n - 1)
-        return float(mean @ mean + variance + np.trace(self.sigma) - 2 * root_trace(inner / (n - 1)))
+        return float(mean @ mean + variance + np.trace(self.sigma) - 2 * overlap)
