@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from ldmscale.config.study import DREAMBOOTH_PROMPTS as PROMPT_FILE
+from ldmscale.data.coco import locate
 from ldmscale.data.images import FITS, UnreadableImage, fit_image, open_image
 from ldmscale.errors import UserError
 
@@ -181,6 +182,8 @@ def _read_images(folder: Path, size: int, fit: str) -> np.ndarray:
         warnings.simplefilter("ignore")  # PIL's, on odd metadata
         for path in files:
             try:
+                if locate(folder, path.name) is None:
+                    raise UnreadableImage("it is a link that leads out of the folder")
                 images.append(fit_image(open_image(path), size, fit))
             except UnreadableImage as error:
                 bad.append(f"{path.name} ({error})")
