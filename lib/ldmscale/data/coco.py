@@ -193,7 +193,7 @@ class CocoSource:
             name = entry["file_name"]
             if ids[entry["id"]] > 1:
                 continue  # which of the entries its captions mean is unknown
-            path = _locate(root, name)
+            path = locate(root, name)
             if path is None:
                 report.add("outside", name)
             elif not os.path.isfile(path):
@@ -255,7 +255,7 @@ class CocoSource:
         return splits
 
 
-def _locate(root: str, name: str) -> str | None:
+def locate(root: str, name: str) -> str | None:
     """The real path of a listed file, or None where it is not inside ``root``, itself a real path, links followed."""
     try:
         path = os.path.realpath(os.path.join(root, name))

@@ -7,6 +7,7 @@ Python and are not. The table lists all 30 subjects, of which a folder may hold 
 
 from __future__ import annotations
 
+import os
 import re
 import warnings
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from ldmscale.config.study import DREAMBOOTH_PROMPTS as PROMPT_FILE
+from ldmscale.data.coco import locate
 from ldmscale.data.images import FITS, UnreadableImage, fit_image, open_image
 from ldmscale.errors import UserError
 
@@ -181,6 +183,8 @@ def _read_images(folder: Path, size: int, fit: str) -> np.ndarray:
         warnings.simplefilter("ignore")  # PIL's, on odd metadata
         for path in files:
             try:
+                if locate(os.path.realpath(folder), path.name) is None:
+                    raise UnreadableImage("it is a link that leads out of the folder")
                 images.append(fit_image(open_image(path), size, fit))
             except UnreadableImage as error:
                 bad.append(f"{path.name} ({error})")

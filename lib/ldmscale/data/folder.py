@@ -4,10 +4,11 @@ images one ``metadata.jsonl`` (https://huggingface.co/docs/datasets/image_datase
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
-from ldmscale.data.coco import CocoSource, Report
+from ldmscale.data.coco import CocoSource, Report, locate
 from ldmscale.data.source import tidy
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
@@ -71,10 +72,15 @@ class FolderSource(CocoSource):
             return lines
 
     def _text(self, path: Path) -> str:
+        if not os.path.lexists(path):
+            return ""
+        inside = locate(os.path.realpath(self.folder), path.name)
+        if inside is None or not os.path.isfile(inside):  # a pipe would be waited for
+            why = "no regular file" if inside else "a link that leads out of the folder"
+            self._bad.append((path.name, f"it is {why}"))
+            return ""
         try:
             return path.read_text(encoding="utf-8-sig")
-        except FileNotFoundError:
-            return ""
         except (OSError, UnicodeDecodeError) as error:
             self._bad.append((path.name, str(error)))
             return ""

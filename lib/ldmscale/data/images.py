@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import BinaryIO
 
@@ -9,10 +10,24 @@ import numpy as np
 from PIL import Image, ImageOps
 
 FITS = ("crop", "pad", "squash")
+PROGRAMS = ("EPS", "WMF")  # what PIL draws by running another program on the file
+BAND = 1 << 20  # pixels of deep images converted at once
 
 
 class UnreadableImage(Exception):
     """The file is no image, is cut short or damaged, or is larger than PIL's guard against decompression bombs."""
+
+
+def check_regular(path: str | Path) -> None:
+    """Raises UnreadableImage for what is no file, such as a pipe, which to open would wait for ever."""
+    if os.path.lexists(path) and not os.path.isfile(path):
+        raise UnreadableImage("it is no regular file, or a link to none")
+
+
+def check_drawn(image: Image.Image) -> None:
+    """Raises UnreadableImage for an opened file of ``PROGRAMS``; nothing of it has run yet."""
+    if image.format in PROGRAMS:
+        raise UnreadableImage(f"{image.format} files are programs, which are not run")
 
 
 def open_image(path: str | Path | BinaryIO) -> Image.Image:
@@ -21,7 +36,10 @@ def open_image(path: str | Path | BinaryIO) -> Image.Image:
     Raises UnreadableImage with the reason. The first frame of a file with several is taken.
     """
     try:
+        if isinstance(path, (str, Path)):
+            check_regular(path)
         with Image.open(path) as image:
+            check_drawn(image)
             width, height = image.size
             if Image.MAX_IMAGE_PIXELS and width * height > Image.MAX_IMAGE_PIXELS:
                 raise UnreadableImage(f"{width}x{height} is more than {Image.MAX_IMAGE_PIXELS} pixels")
@@ -30,7 +48,7 @@ def open_image(path: str | Path | BinaryIO) -> Image.Image:
     except UnreadableImage:
         raise
     except Exception as error:  # PIL's readers raise almost anything on damaged data
-        raise UnreadableImage(f"{type(error).__name__}: {error}") from error
+        raise UnreadableImage(" ".join(f"{type(error).__name__}: {error}".split())) from error
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -51,12 +69,18 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 def _deep_to_rgb(image: Image.Image) -> Image.Image:
     """Greyscale of 16 or 32 bits or floats: PIL's own conversion would clip all values above 255 to white."""
-    values = np.nan_to_num(np.asarray(image, np.float64))
+    values = np.asarray(image)
+    rows = max(1, BAND // values.shape[1])
+    bands = [slice(start, start + rows) for start in range(0, len(values), rows)]  # in float64 it is 8 times as large
+    most = max(np.nan_to_num(values[band].astype(np.float64)).max(initial=0) for band in bands)
     if image.mode == "F":
-        top = 1.0 if values.max(initial=0) <= 1 else 255.0
+        top = 1.0 if most <= 1 else 255.0
     else:
-        top = 65535.0 if image.mode.startswith("I;16") or values.max(initial=0) > 255 else 255.0
-    grey = np.clip(np.round(values * (255 / top)), 0, 255).astype(np.uint8)
+        top = 65535.0 if image.mode.startswith("I;16") or most > 255 else 255.0
+    grey = np.empty(values.shape, np.uint8)
+    for band in bands:
+        scaled = np.nan_to_num(values[band].astype(np.float64)) * (255 / top)
+        grey[band] = np.clip(np.round(scaled), 0, 255).astype(np.uint8)
     return Image.fromarray(grey).convert("RGB")
 
 
@@ -78,5 +102,7 @@ def fit_image(image: Image.Image, size: int, fit: str) -> np.ndarray:
         canvas.paste(image.resize(inner, Image.Resampling.LANCZOS), ((size - inner[0]) // 2, (size - inner[1]) // 2))
         image = canvas
     else:
+        if Image.MAX_IMAGE_PIXELS and size * height > Image.MAX_IMAGE_PIXELS:  # PIL widens before it shortens
+            image = image.resize((width, size), Image.Resampling.LANCZOS)
         image = image.resize((size, size), Image.Resampling.LANCZOS)
     return np.asarray(image, np.uint8)

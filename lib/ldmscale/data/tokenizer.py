@@ -97,6 +97,8 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
             vocab, merges = models.BPE.read_file(str(path / "vocab.json"), str(path / "merges.txt"))
             return _published(vocab, merges, {}, path, path)
     file = path / "tokenizer.json" if path.is_dir() else path
+    if file.exists() and not file.is_file():  # a pipe would be waited for
+        raise UserError(f"the tokenizer {file} cannot be read: it is no regular file")
     with _reading(file):
         text = file.read_text(encoding="utf-8")
         content = json.loads(text)
@@ -161,12 +163,14 @@ def _reading(path: Path) -> Iterator[None]:
     except OSError as error:
         raise UserError(f"the tokenizer {path} cannot be read: {error.strerror}") from error
     except Exception as error:  # the library raises bare Exception for whatever it cannot parse
-        raise UserError(f"{path} is not a tokenizer file: {error}") from error
+        reason = " ".join(f"{error}".split()) or type(error).__name__
+        raise UserError(f"{path} is not a tokenizer file: {reason}") from error
 
 
 def _trained(text: str, file: Path) -> Tokenizer:
     tokenizer = Tokenizer(Backend.from_str(text))
     ids = [tokenizer.backend.token_to_id(token) for token in (PAD, START, END)]
+    _check_ids(tokenizer.backend.get_vocab(with_added_tokens=False), file)
     if ids != [0, tokenizer.start_id, tokenizer.end_id]:
         raise UserError(f"{file} is not a tokenizer of this package: it lacks {PAD}, {START} or {END} in their places")
     return tokenizer
@@ -177,6 +181,7 @@ def _published(
 ) -> Tokenizer:
     """CLIP's tokenizer as transformers builds it; ``added`` is whether each token that the file adds is looked for in
     the normalised text, and ``folder`` holds the settings."""
+    _check_ids(vocab, source)
     if (vocab.get(START), vocab.get(END)) != (len(vocab) - 2, len(vocab) - 1):
         raise UserError(f"{source} is not CLIP's tokenizer: its last two tokens must be {START} and {END}")
     if not all(symbol in vocab and symbol + WORD_END in vocab for symbol in ALPHABET):
@@ -198,6 +203,12 @@ def _published(
     backend.add_special_tokens([AddedToken(token, normalized=flag, special=True) for token, flag in special.items()])
     pad = roles["pad_token"]
     return Tokenizer(backend, pad["content"] if isinstance(pad, dict) else pad)
+
+
+def _check_ids(vocab: dict[str, int], source: Path) -> None:
+    """Raises UserError unless ids are 0 to n - 1: an embedding has no row for another."""
+    if sorted(vocab.values()) != list(range(len(vocab))):
+        raise UserError(f"{source} is damaged: the ids of its {len(vocab)} tokens are not 0 to {len(vocab) - 1}")
 
 
 def _settings(folder: Path) -> dict[str, Any]:

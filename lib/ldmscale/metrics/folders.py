@@ -9,7 +9,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
+from ldmscale.data.images import check_drawn
 from ldmscale.errors import UserError
 from ldmscale.metrics.inception import inception_network
 
@@ -21,14 +23,20 @@ def image_files(folder: str | Path) -> list[str]:
     """The image files of ``folder`` and of the folders in it, in clean-fid's order; hidden files are passed over.
 
     Raises:
-        UserError: ``folder`` is none, holds fewer than two images, or holds a file that clean-fid would leave out
-            without a word.
+        UserError: ``folder`` is none, holds fewer than two images, a file that clean-fid would leave out without a
+            word, what is no regular file, or a link by which its images would count twice.
     """
     if not os.path.isdir(folder):
         raise UserError(f"{folder} is no folder: give a folder of image files")
     found = glob.glob(os.path.join(glob.escape(str(folder)), "**", "*"), recursive=True)
     files = sorted(path for path in found if not os.path.isdir(path))
+    for path in found:
+        inside = os.path.join(os.path.realpath(os.path.dirname(path)), "")
+        if os.path.islink(path) and inside.startswith(os.path.join(os.path.realpath(path), "")):
+            raise UserError(f"{path} is a link to a folder that it lies in, whose images would count again: remove it")
     for path in files:
+        if os.path.lexists(path) and not os.path.isfile(path):
+            raise UserError(f"{path} is no regular file, or a link to none: move it elsewhere")
         if not path.endswith(tuple(f".{ending}" for ending in EXTENSIONS)):
             raise UserError(f"{path} is no image that clean-fid reads ({', '.join(EXTENSIONS)}): move it elsewhere")
     if len(files) < 2:
@@ -57,6 +65,9 @@ def file_features(
 
     def load(index: int) -> torch.Tensor:
         try:
+            if not files[index].endswith(".npy"):
+                with Image.open(files[index]) as image:
+                    check_drawn(image)
             return dataset[index]
         except Exception as error:  # PIL's readers raise almost anything on damaged data
             reason = " ".join(str(error).split()) or type(error).__name__
@@ -89,4 +100,6 @@ def _checked(image: np.ndarray) -> np.ndarray:
     # What .npy files hold is not converted to RGB, and of four dimensions clean-fid would take the wrong three.
     if image.ndim != 3 or image.shape[2] < 3 or not image.size:
         raise ValueError(f"its array is {list(image.shape)}, but must be [height, width, 3]")
+    if image.dtype.kind not in "uif" or not np.isfinite(image).all():
+        raise ValueError("its array holds values that are no finite real numbers")
     return image

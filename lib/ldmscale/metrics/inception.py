@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from ldmscale.errors import UserError
+from ldmscale.models.torchscript import check_programs, is_torchscript
 from ldmscale.storage import fetch
 
 WEIGHTS_NAME = "inception-2015-12-05.pt"  # the name that clean-fid loads
@@ -40,7 +41,11 @@ def inception_features(images: np.ndarray, weights_path: str | Path, batch: int 
 
 @lru_cache(maxsize=1)
 def inception_network(path: Path):
-    """clean-fid's network in evaluation mode and its device; kept, because reading it takes seconds."""
+    """clean-fid's network in evaluation mode and its device; kept, because reading it takes seconds.
+
+    The file is a program, which PyTorch runs: one that names files or other code is refused before
+    (:func:`ldmscale.models.torchscript.check_programs`), but who wrote it has to be trusted.
+    """
     path = fetch(path)
     if not path.is_file():
         raise UserError(f"Inception weights {path} do not exist; give the path of clean-fid's file {WEIGHTS_NAME}.")
@@ -54,10 +59,16 @@ def inception_network(path: Path):
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
+        if is_torchscript(path):
+            check_programs(path)
         network = InceptionV3W(str(path.parent), download=False, resize_inside=False)
-    except (RuntimeError, AttributeError) as error:
+        with torch.inference_mode():
+            features = network.to(device).eval()(torch.zeros(1, 3, 299, 299, device=device))
+        if not features.isfinite().all():
+            raise RuntimeError("its features are not finite")
+    except (RuntimeError, AttributeError, ValueError) as error:
         raise UserError(
             f"Inception weights {path} are not the TorchScript network of clean-fid's {WEIGHTS_NAME} "
-            f"({str(error).splitlines()[0]}); the file may be cut short or a plain state dict."
+            f"({' '.join(str(error).split())[:200]}); the file may be cut short or a plain state dict."
         ) from error
-    return network.to(device).eval(), device
+    return network, device

@@ -85,7 +85,7 @@ def load_text_model(path: str | Path, like: Any) -> Any:
     encoder that ends at the 23rd (Stable Diffusion 2). Raises UserError naming what does not fit.
     """
     depth = len(like["encoder"])
-    layer = re.compile(r"text_model\.encoder\.layers\.(\d+)\..*")
+    layer = re.compile(r"text_model\.encoder\.layers\.(\d{1,4})\..*")
     stored = {
         name: tensor
         for name, tensor in _read(path).items()
@@ -119,7 +119,7 @@ def _from_openai(stored: Stored) -> Stored:
         if match := OPENAI_BLOCK.fullmatch(name):
             visual, number, module, leaf = match.groups()
             block = f"{'vision' if visual else 'text'}_model.encoder.layers.{number}.{OPENAI_BLOCK_MODULES[module]}"
-            if leaf.startswith("in_proj_"):  # query, key and value in one
+            if leaf.startswith("in_proj_") and tensor.ndim and not len(tensor) % 3:  # query, key and value in one
                 for projection, part in zip("qkv", np.array_split(tensor, 3), strict=True):
                     out[f"{block}.{projection}_proj.{leaf.removeprefix('in_proj_')}"] = part
             else:

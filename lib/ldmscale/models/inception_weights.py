@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ldmscale.errors import UserError
 from ldmscale.models.inception import IMAGE_SIZE, InceptionV3
-from ldmscale.models.weights import Stored, read_tensors, to_tree, torch_name
+from ldmscale.models.torchscript import is_torchscript, read_archive
+from ldmscale.models.weights import read_tensors, to_tree, torch_name
 from ldmscale.storage import fetch
 
 UNUSED = (r"AuxLogits\..*", r".*\.num_batches_tracked")
@@ -123,12 +122,12 @@ def load_inception(path: str | Path) -> Any:
 
     ``path`` is pytorch-fid's or torch-fidelity's ``pt_inception-2015-12-05-6726825d.pth`` (a state dict; its auxiliary
     classifier is not read), or ``inception-2015-12-05.pt``, the TorchScript archive of NVIDIA that clean-fid uses, or
-    a state dict with the archive's names. Raises UserError naming what does not fit.
+    a state dict with the archive's names. No program of an archive is run. Raises UserError naming what does not fit.
     """
+    path = fetch(path)
+    stored = read_archive(path) if is_torchscript(path) else read_tensors(path)
     image = jax.ShapeDtypeStruct((1, IMAGE_SIZE, IMAGE_SIZE, 3), jnp.float32)
     like = jax.eval_shape(InceptionV3().init, jax.random.key(0), image)["params"]
-    path = fetch(path)
-    stored = _read_archive(path) if _is_torchscript(path) else read_tensors(path)
     if "output.weight" not in stored:
         return to_tree(stored, like, published_name, path, UNUSED)
     gammas = {
@@ -137,22 +136,3 @@ def load_inception(path: str | Path) -> Any:
         if name.endswith(".beta")
     }
     return to_tree(stored | gammas, like, archive_name, path)
-
-
-def _is_torchscript(path: str | Path) -> bool:
-    # The same test as PyTorch's: only archives of programs keep a table of constants.
-    if not zipfile.is_zipfile(path):
-        return False
-    with zipfile.ZipFile(path) as archive:
-        return any(name.endswith("/constants.pkl") for name in archive.namelist())
-
-
-def _read_archive(path: str | Path) -> Stored:
-    """Tensors of a TorchScript archive. Its programs, which know nothing but tensors, are parsed and never called."""
-    import torch
-
-    try:
-        module = torch.jit.load(str(path), map_location="cpu")
-    except RuntimeError as error:
-        raise UserError(f"{path} is not a whole TorchScript archive ({str(error).splitlines()[0]})") from None
-    return {name: tensor.detach().float().numpy() for name, tensor in module.state_dict().items()}

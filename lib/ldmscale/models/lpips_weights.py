@@ -27,11 +27,12 @@ def load_lpips(backbone: str | Path, linear: str | Path, net: str) -> Any:
     not read); ``linear`` is ``alex.pth`` or ``vgg.pth`` of the lpips package, version 0.1. Raises UserError naming
     what does not fit.
     """
+    stored = read_tensors(backbone), read_tensors(linear)
     image = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
     like = jax.eval_shape(LPIPS(net).init, jax.random.key(0), image, image)["params"]
     features = {name: tree for name, tree in like.items() if name.startswith("features_")}
     linears = {name: tree for name, tree in like.items() if name not in features}
     return {
-        **to_tree(read_tensors(backbone), features, _feature_name, backbone, (r"classifier\..*",)),
-        **to_tree(read_tensors(linear), linears, _linear_name, linear),
+        **to_tree(stored[0], features, _feature_name, backbone, (r"classifier\..*",)),
+        **to_tree(stored[1], linears, _linear_name, linear),
     }

@@ -27,7 +27,7 @@ class PublishedConfig:
             content = json.loads(self.path.read_text(encoding="utf-8"))
         except OSError as error:
             raise UserError(f"{path} cannot be read ({error.strerror}): weights in this form come with it") from None
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise UserError(f"{path} is not JSON ({error})") from None
         if not isinstance(content, dict):
             raise UserError(f"{path} does not hold a JSON object")

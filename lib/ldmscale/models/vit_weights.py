@@ -55,11 +55,17 @@ def load_dinov2(path: str | Path) -> tuple[Any, ViTConfig]:
     """
     stored = from_hugging_face(read_tensors(path))
     tokens, patches = stored.get("cls_token"), stored.get("patch_embed.proj.weight")
-    blocks = [int(match[1]) for name in stored if (match := re.match(r"blocks\.(\d+)\.", name))]
-    if tokens is None or patches is None or not blocks or tokens.shape[-1] % DINOV2_HEAD:
+    blocks = {int(match[1]) for name in stored if (match := re.match(r"blocks\.(\d{1,4})\.", name))}
+    size = DINOV2_L14.image_size
+    sound = tokens is not None and patches is not None and tokens.ndim == 3 and patches.ndim == 4
+    sound = (
+        sound and tokens.size and patches.size and not tokens.shape[-1] % DINOV2_HEAD and not size % patches.shape[-1]
+    )
+    # Blocks without gaps: a network as deep as the largest number says would be traced before one is missed.
+    if not sound or not blocks or blocks != {*range(len(blocks))}:
         raise UserError(f"{path} is no DINOv2 vision transformer: give dinov2_vitl14_pretrain.pth or another size's")
-    width, size = tokens.shape[-1], DINOV2_L14.image_size
-    config = ViTConfig(size, patches.shape[-1], width, max(blocks) + 1, width // DINOV2_HEAD, layer_scale=True)
+    width = tokens.shape[-1]
+    config = ViTConfig(size, patches.shape[-1], width, len(blocks), width // DINOV2_HEAD, layer_scale=True)
     return _params(stored, config, path), config
 
 
@@ -72,7 +78,9 @@ def from_hugging_face(stored: Stored) -> Stored:
         renamed[name] = tensor
     for name in [name for name in renamed if ".attention.attention.query." in name]:
         parts = [renamed.pop(name.replace("query", part), np.zeros(0)) for part in ("query", "key", "value")]
-        if parts[0].shape == parts[1].shape == parts[2].shape:  # if not, the import says what is lacking
+        if (
+            parts[0].ndim and parts[0].shape == parts[1].shape == parts[2].shape
+        ):  # if not, the import says what is lacking
             renamed[name.replace(".attention.attention.query.", ".attn.qkv.")] = np.concatenate(parts)
     return renamed
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 
 from ldmscale.errors import UserError
 from ldmscale.storage import fetch
@@ -73,21 +73,26 @@ def _read_safetensors(path: Path) -> Stored:
     try:
         with safe_open(path, framework="flax") as file:  # numpy has no bfloat16
             return {name: _full(np.asarray(file.get_tensor(name))) for name in file.keys()}
-    except (SafetensorError, OSError, ValueError) as error:
-        raise UserError(f"{path} is not a whole safetensors file ({error})") from None
+    except Exception as error:  # a type that only other libraries know can be any error
+        reason = " ".join(f"{error or type(error).__name__}".split())
+        raise UserError(
+            f"{path} is not a whole safetensors file, or has types of numbers unknown here ({reason})"
+        ) from None
 
 
 def _read_shards(index: Path) -> Stored:
     try:
-        files = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        files = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise UserError(
             f"{index} is no index of shards: it must be JSON with a 'weight_map' of tensor to file"
         ) from None
     stored: Stored = {}
     for name in files:
-        if Path(name).name != name:
-            raise UserError(f"{index} names the shard '{name}': shards must lie beside their index")
+        if not isinstance(name, str) or not name or Path(name).name != name:
+            raise UserError(f"{index} names the shard {name!r}: shards must lie beside their index")
+        if not name.endswith((".safetensors", *PICKLED)):
+            raise UserError(f"{index} names the shard {name!r}, which is no file of tensors (.safetensors, .bin)")
         stored |= read_tensors(index.with_name(name))
     return stored
 
@@ -105,9 +110,22 @@ def _read_pickled(path: Path) -> Stored:
         ) from None
     if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
         content = content["state_dict"]
-    if not isinstance(content, dict) or not all(isinstance(v, torch.Tensor) for v in content.values()):
+    if not isinstance(content, dict) or not all(
+        isinstance(name, str) and isinstance(v, torch.Tensor) for name, v in content.items()
+    ):
         raise UserError(f"{path} is no state dict: it must hold tensors by name")
-    return {name: _full((t.float() if t.is_floating_point() else t).numpy()) for name, t in content.items()}
+    return {name: _unpickled(tensor.detach(), name, path) for name, tensor in content.items()}
+
+
+def _unpickled(tensor: Any, name: str, path: Path) -> np.ndarray:
+    """A tensor of PyTorch's as an array; UserError for one that would be larger than what the file has of it."""
+    try:
+        if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+            raise RuntimeError("it is larger than its data")
+        return _full((tensor.float() if tensor.is_floating_point() else tensor).numpy())
+    except (RuntimeError, TypeError, ValueError) as error:  # sparse, quantised, without data
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"{path}: tensor '{name}' is no plain array ({reason})") from None
 
 
 def _full(array: np.ndarray) -> np.ndarray:
@@ -150,6 +168,8 @@ def to_tree(
             raise UserError(
                 f"{source}: tensor '{name}' has shape {list(stored[name].shape)}, which does not fit our {list(shape)}"
             )
+        if tensor.dtype.kind != "f":
+            raise UserError(f"{source}: tensor '{name}' is {tensor.dtype}, but must be of floating-point numbers")
         if not np.isfinite(tensor).all():
             raise UserError(f"{source}: tensor '{name}' holds values that are not finite")
         leaves.append(np.asarray(tensor, want.dtype, order="C"))
@@ -162,7 +182,7 @@ def to_tree(
 
 def _kernel(tensor: np.ndarray, rank: int) -> np.ndarray:
     tensor = tensor.transpose(*range(2, tensor.ndim), 1, 0) if tensor.ndim > 1 else tensor
-    return tensor.reshape(-1, tensor.shape[-1]) if tensor.ndim > rank == 2 else tensor
+    return tensor.reshape(-1, tensor.shape[-1]) if tensor.ndim > rank == 2 and tensor.size else tensor
 
 
 def from_tree(tree: Any, published_name: Callable[[str], str]) -> Stored:

@@ -46,7 +46,10 @@ def load_tree(path: str | Path, like: Any, branch: str = "") -> tuple[Any, dict[
     prefix = f"{branch}." if branch else ""
     with _opened(path) as file:
         names = [name for name in file.keys() if name.startswith(prefix)]
-        stored = {name.removeprefix(prefix): file.get_tensor(name) for name in names}
+        try:
+            stored = {name.removeprefix(prefix): file.get_tensor(name) for name in names}
+        except (TypeError, KeyError, AttributeError) as error:
+            raise ValueError(f"types of numbers unknown here: {error}") from None
         metadata, checksums = _metadata(file)
         for name in names:
             if checksums.get(name, -1) not in (-1, _crc32(stored[name.removeprefix(prefix)])):
@@ -79,8 +82,11 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
 
 def is_checkpoint(path: str | Path) -> bool:
     """Whether ``path`` is a safetensors file with tensors named and laid out as :func:`save_tree` does."""
+    path = fetch(path)
+    if not path.is_file():  # a pipe would be waited for
+        return False
     try:
-        with safe_open(fetch(path), framework="numpy") as file:
+        with safe_open(path, framework="numpy") as file:
             return any(name.endswith("kernel") for name in file.keys())  # PyTorch's have weights
     except (SafetensorError, OSError):
         return False
@@ -97,8 +103,13 @@ def named(tree: Any) -> list[tuple[str, Any]]:
 
 def _metadata(file: Any) -> tuple[dict[str, Any], dict[str, int]]:
     """What :func:`save_tree` was given besides the tree, and the tensors' checksums; ValueError for another's."""
-    metadata = json.loads((file.metadata() or {}).get(METADATA, "{}"))
-    checksums = metadata.pop(CHECKSUMS, {})
+    try:
+        metadata = json.loads((file.metadata() or {}).get(METADATA, "{}"))
+    except RecursionError:
+        metadata = None
+    checksums = metadata.pop(CHECKSUMS, {}) if isinstance(metadata, dict) else None
+    if not isinstance(checksums, dict):
+        raise ValueError("its metadata is another's")
     if checksums and checksums.get("") != zlib.crc32(json.dumps(metadata, sort_keys=True).encode()):
         raise ValueError("its metadata has another checksum")
     return metadata, checksums
