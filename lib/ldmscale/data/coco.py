@@ -193,7 +193,7 @@ class CocoSource:
             name = entry["file_name"]
             if ids[entry["id"]] > 1:
                 continue  # which of the entries its captions mean is unknown
-            path = _locate(self.folder, name)
+            path = locate(self.folder, name)
             if path is None:
                 report.add("outside", name)
             elif not os.path.isfile(path):
@@ -255,7 +255,7 @@ class CocoSource:
         return splits
 
 
-def _locate(folder: Path, name: str) -> str | None:
+def locate(folder: Path, name: str) -> str | None:
     """The real path of a listed file, or None where it is not inside ``folder``, symbolic links followed."""
     root = os.path.realpath(folder)
     try:

@@ -4,15 +4,24 @@ images one ``metadata.jsonl`` (https://huggingface.co/docs/datasets/image_datase
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
-from ldmscale.data.coco import CocoSource, Report
+from ldmscale.data.coco import CocoSource, Report, locate
 from ldmscale.data.source import tidy
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 METADATA = "metadata.jsonl"
 KEYS = ("captions", "caption", "text")  # of a JSON object; the first that is there counts
+
+
+def parsed(text: str) -> Any:
+    """The value of a JSON text. Raises ValueError, also where it is nested deeper than Python reads."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("nested too deep") from None
 
 
 def captions_in(content: object) -> list[str]:
@@ -56,7 +65,7 @@ class FolderSource(CocoSource):
         for number, line in enumerate(self._text(path).splitlines(), 1):
             try:
                 if line.strip():
-                    content = json.loads(line)
+                    content = parsed(line)
                     found.setdefault(str(content["file_name"]), []).extend(captions_in(content))
             except (ValueError, KeyError, TypeError) as error:
                 self._bad.append((f"{METADATA} line {number}", f"{type(error).__name__}: {error}"))
@@ -65,16 +74,19 @@ class FolderSource(CocoSource):
     def _beside(self, path: Path) -> list[str]:
         lines, beside = self._text(path.with_suffix(".txt")).splitlines(), path.with_suffix(".json")
         try:
-            return lines + (captions_in(json.loads(text)) if (text := self._text(beside)) else [])
+            return lines + (captions_in(parsed(text)) if (text := self._text(beside)) else [])
         except ValueError as error:
             self._bad.append((beside.name, str(error)))
             return lines
 
     def _text(self, path: Path) -> str:
+        if not os.path.lexists(path):
+            return ""
+        if not locate(self.folder, path.name) or not path.is_file():
+            self._bad.append((path.name, "a link out of the folder, or no file"))
+            return ""
         try:
             return path.read_text(encoding="utf-8-sig")
-        except FileNotFoundError:
-            return ""
         except (OSError, UnicodeDecodeError) as error:
             self._bad.append((path.name, str(error)))
             return ""
