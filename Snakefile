@@ -14,6 +14,7 @@ from ldmscale.cells.chain import BESIDE, SCORED_AGAINST, SHOWN, SHOWN_ALONE, SOU
 from ldmscale.cells.lineage import MANIFESTS
 from ldmscale.cells.plan import Plan
 from ldmscale.config.check import check
+from ldmscale.config.read import read_yaml
 from ldmscale.config.study import Study
 from ldmscale.errors import UserError
 
@@ -26,6 +27,8 @@ container: "docker://python:3.11-slim"
 
 
 try:
+    for path in workflow.configfiles:
+        read_yaml(Path(path))  # Snakemake takes the last of a key's values without a word
     check(config, Path(workflow.basedir) / "schemas" / "config.schema.json")
     study = Study(config)
     plan = Plan(study)

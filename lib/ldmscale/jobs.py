@@ -66,9 +66,9 @@ class Progress:
 
 
 # What watches a job reads from its log: `[seconds] text  37 %, 7 min 05 s left`, and in the first line who writes it.
-LINE = re.compile(r"\[ *([\d.]+) s\] (.*)")
+LINE = re.compile(r"\[ *(\d+\.\d) s\] (.*)")
 TRAILER = re.compile(r"(.*?)  (\d+) %(?:, (.+) left)?")
-STARTED = re.compile(r"process (\d+) on (\S+)")
+STARTED = re.compile(r"process (\d{1,9}) on (\S+)")
 COUNT = re.compile(r"(\d+)/([1-9]\d*)\b")
 
 
@@ -94,7 +94,7 @@ def job(snakemake: Any) -> Iterator[Say]:
         hosts.connect()
     Path(log).parent.mkdir(parents=True, exist_ok=True)
     began, counting = time.monotonic(), {}
-    with open(log if hosts.writes() else os.devnull, "w") as file:
+    with open(log if hosts.writes() else os.devnull, "w", encoding="utf-8", errors="backslashreplace") as file:
 
         def write(line: str) -> None:
             file.write(f"[{time.monotonic() - began:7.1f} s] {line}\n")

@@ -67,13 +67,15 @@ def file_digest(path: str | Path) -> str:
     if storage.is_uri(path):
         return storage.digest(str(path))
     try:
+        if Path(path).exists() and not (Path(path).is_file() or Path(path).is_dir()):
+            return "absent"  # a pipe or a device, which never ends
         if Path(path).is_dir():
             files = sorted(file for file in Path(path).iterdir() if file.is_file())
             text = json.dumps([[file.name, file_digest(file)] for file in files])
             return hashlib.sha256(text.encode()).hexdigest()[:16]
         with open(path, "rb") as handle:
             return hashlib.file_digest(handle, "sha256").hexdigest()[:16]
-    except (FileNotFoundError, PermissionError):
+    except OSError:
         return "absent"
 
 
@@ -98,7 +100,7 @@ def listing_digest(folder: str | Path) -> str:
             finally:
                 os.close(file)
             found.update(json.dumps([name, size]).encode() + first + last)
-    except (FileNotFoundError, NotADirectoryError, PermissionError):
+    except OSError:
         return "absent"
     return found.hexdigest()[:16]
 

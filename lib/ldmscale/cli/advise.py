@@ -14,6 +14,7 @@ from ldmscale.errors import UserError
 
 if TYPE_CHECKING:
     import pandas as pd
+    import pyarrow as pa
 
     from ldmscale.analysis.advice import Setting
 
@@ -119,9 +120,13 @@ def _read(path: Path, metric: str) -> pd.DataFrame:
     wanted = ["cell", "split", *SERIES, "steps", "cfg", "params", "n", "trainings", *COST_AXES, *METRICS]
     wanted += [f"{metric}_reps", f"{metric}_features"]
     try:
-        there = set(pq.read_schema(path).names)
-        if lost := {"cell", "split", *SERIES, "steps", "cfg", "params", "n", "trainings", "cost"} - there:
+        schema, texts = pq.read_schema(path), {"cell", "split", *SERIES}
+        there, numbers = set(schema.names), {"steps", "cfg", "params", "n", "trainings", "cost"}
+        if lost := (texts | numbers) - there:
             raise UserError(f"{path} is no table of scores: it has no column '{min(lost)}'")
+        for names, fits in ((texts, _is_text), (numbers, _is_number)):
+            if odd := sorted(name for name in names if not fits(schema.field(name).type)):
+                raise UserError(f"{path} is no table of scores: its column '{odd[0]}' is {schema.field(odd[0]).type}")
         return pq.read_table(
             path, columns=[name for name in wanted if name in there], page_checksum_verification=True
         ).to_pandas()
@@ -130,6 +135,20 @@ def _read(path: Path, metric: str) -> pd.DataFrame:
             f"{path} cannot be read as a table of scores ({' '.join(str(error).split())}): "
             f"`snakemake --profile profiles/local --forcerun gather {path}` makes it again"
         ) from None
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    import pyarrow.types as is_
+
+    if is_.is_dictionary(kind):
+        kind = kind.value_type
+    return is_.is_string(kind) or is_.is_large_string(kind)
+
+
+def _is_number(kind: pa.DataType) -> bool:
+    import pyarrow.types as is_
+
+    return is_.is_integer(kind) or is_.is_floating(kind)
 
 
 def _text(settings: list[Setting], count: int, budget: float, axis: str, metric: str, held: pd.Series) -> str:

@@ -98,7 +98,7 @@ def read_job(path: Path, name: str) -> Job | None:
     owner = start and STARTED.fullmatch(start[2])
     if not owner:
         return None
-    lines = [match for match in map(LINE.fullmatch, tail) if match]
+    lines = [match for match in map(LINE.fullmatch, tail) if match] or [start]  # a long traceback may hide them
     seconds, said = float(lines[-1][1]), [match[2] for match in lines]
     if said[-1] == DONE:
         return Job(name, "done", 100, None, DONE, seconds)

@@ -52,6 +52,8 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(
             f"{folder / 'config.yaml'} lacks {error}: another version of ldmscale wrote it, run snakemake again"
         ) from None
+    except (TypeError, AttributeError, ValueError) as error:
+        raise UserError(f"{folder / 'config.yaml'} is no config of a study ({error}): run snakemake again") from None
     states = {link.file: state(folder, link) for link in end.walk()}
     print("\n".join(lines(end, states, args.all)))
     broken = [file for file, found in states.items() if found != CURRENT]
@@ -70,18 +72,18 @@ def state(folder: Path, link: Link) -> str:
 
 def recorded(path: Path) -> str | None:
     """The digest that a manifest, the table of scores or a figure carries; None where it carries none."""
-    if path.suffix == ".parquet":
-        import pyarrow.parquet as pq
-
-        return (pq.read_schema(path).metadata or {}).get(b"digest", b"").decode()
-    if path.suffix == ".png":
-        from PIL import Image
-
-        with Image.open(path) as image:
-            return image.info.get("digest")
     try:
+        if path.suffix == ".parquet":
+            import pyarrow.parquet as pq
+
+            return (pq.read_schema(path).metadata or {}).get(b"digest", b"").decode()
+        if path.suffix == ".png":
+            from PIL import Image
+
+            with Image.open(path) as image:
+                return image.info.get("digest")
         return json.loads(path.read_text()).get("digest")
-    except (ValueError, AttributeError):
+    except (OSError, ValueError, AttributeError):  # damaged
         return None
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-import math
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import jsonschema
 
 from ldmscale.config.check_family import family_rules, is_dit
+from ldmscale.config.check_tree import LARGEST, shown, unfit
 from ldmscale.config.published import CLIP_VOCABULARY
 from ldmscale.config.study import DISTILLED, DOWNSTREAM
 from ldmscale.errors import UserError
@@ -27,6 +28,19 @@ FIGURE_SETTINGS = {
     "metric": ("fig08", "fig09", "fig11", "fig13", "families"),
     "axis": ("fig09", "fig11", "fig12", "fig13", "families"),
 }
+# The settings that figures cannot be drawn without, beside `experiment`, which all but four need.
+WITHOUT_EXPERIMENT = ("fig02", "latency", "fits", "validation")
+FIGURE_NEEDS = {
+    **dict.fromkeys(("fig01", "fig14", "fig15", "fig16"), ("prompts",)),
+    **dict.fromkeys(("fig05", "fig18"), ("patches",)),
+    **dict.fromkeys(("fig10", "fig21", "fig22", "fig23"), ("rows",)),
+    **dict.fromkeys(("fig11", "fig19"), ("baseline",)),
+    "fig06": ("prompt", "subjects"),
+    "fig07": ("prompt",),
+    "fig13": ("baseline", "steps"),
+    "fig20": ("baseline", "equal", "model", "small", "cost", "cfg", "prompts"),
+    "fig24": ("pair",),
+}
 # Of which experiment a figure shows cells of the given `steps`; fig11's is a limit.
 STEPS_OF = {**dict.fromkeys(("fig05", "fig07", "fig17", "fig18"), "experiment"), "fig13": "baseline"}
 
@@ -38,24 +52,32 @@ def check(config: dict, schema_path: str | Path) -> None:
         UserError: one sentence for every problem found, each naming its key.
     """
     schema = json.loads(Path(schema_path).read_text())
-    problems = [_sentence(e) for e in _Validator(schema).iter_errors(config)]
-    # The rules below take the types for granted.
+    # Each takes for granted what those before it check.
+    problems = list(unfit(config))
+    problems = problems or [_sentence(e) for e in _Validator(schema).iter_errors(config)]
     problems = problems or list(_rules(config))
     if problems:
-        raise UserError("config: " + "\nconfig: ".join(dict.fromkeys(problems)))
+        raise UserError("config: " + "\nconfig: ".join(dict.fromkeys(map(shown, problems))))
 
 
 def _whole(_: object, value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) <= LARGEST
 
 
 def _finite(_: object, value: object) -> bool:
-    return _whole(_, value) or (isinstance(value, float) and math.isfinite(value))
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= LARGEST  # false of nan
+
+
+def _pattern(validator, pattern: str, value: object, _: dict) -> Iterator[jsonschema.ValidationError]:
+    """As JSON Schema has it: Python's ``$`` would also stand before a line break at the end."""
+    if validator.is_type(value, "string") and not re.search(pattern.removesuffix("$") + r"\Z", value):
+        yield jsonschema.ValidationError(f"{value!r} does not match {pattern!r}")
 
 
 # JSON Schema calls 2.0 an integer and YAML's .nan a number; neither counts steps.
 _Validator = jsonschema.validators.extend(
     jsonschema.Draft202012Validator,
+    {"pattern": _pattern},
     type_checker=jsonschema.Draft202012Validator.TYPE_CHECKER.redefine_many({"integer": _whole, "number": _finite}),
 )
 
@@ -67,9 +89,9 @@ def _sentence(error: jsonschema.ValidationError) -> str:
     if error.validator == "additionalProperties":
         known = sorted(error.schema.get("properties", {}))
         unknown = sorted(set(error.instance) - set(known))
-        return f"unknown key '{unknown[0]}' at {key}; known keys there: {', '.join(known)}"
+        return f"unknown key {unknown[0]!r} at {key}; known keys there: {', '.join(known)}"
     if error.validator == "propertyNames" or "propertyNames" in error.absolute_schema_path:
-        return f"unknown name '{error.instance}' at {key}; {error.message}"
+        return f"unknown name {error.instance!r} at {key}; {error.message}"
     if error.validator == "required":
         return f"{key} lacks the key {error.message.removesuffix(' is a required property')}"
     if error.validator == "oneOf":
@@ -287,6 +309,10 @@ def _figures(config: dict) -> Iterator[str]:
     running = {k for k, v in config["experiments"].items() if v is not None}
     for figure, settings in config["figures"].items():
         if settings is None:
+            continue
+        needed = () if figure in WITHOUT_EXPERIMENT else ("experiment", *FIGURE_NEEDS.get(figure, ()))
+        if lost := [key for key in needed if key not in settings]:
+            yield f"figures.{figure} lacks the key '{lost[0]}'"
             continue
         yield from _models_of(figure, settings, config)
         for key in ("experiment", "baseline", "equal"):

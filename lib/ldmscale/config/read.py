@@ -39,13 +39,26 @@ def merge(config: Any, overlay: Mapping) -> dict:
     return merged
 
 
+class _Loader(yaml.SafeLoader):
+    """As Snakemake's, but that a key which a mapping has twice is an error: the first would be lost without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        if isinstance(node, yaml.MappingNode):
+            keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+            if twice := next((key for key in keys if keys.count(key) > 1), None):
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {twice!r} is there twice", node.start_mark
+                )
+        return super().construct_mapping(node, deep)
+
+
 def read_yaml(path: Path) -> dict:
-    """The mapping of a YAML file. Raises UserError where it is missing, or no mapping."""
+    """The mapping of a YAML file. Raises UserError where it is missing, or no mapping, or has a key twice."""
     try:
-        value = yaml.safe_load(path.read_text(encoding="utf-8"))
+        value = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}): give the path of a config file") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # no UTF-8; a date or number that is none; too deep
         raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(value, dict):
         raise UserError(f"{path} holds no keys at its top level: it must be a config, such as config.yaml")

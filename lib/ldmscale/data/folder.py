@@ -16,6 +16,14 @@ METADATA = "metadata.jsonl"
 KEYS = ("captions", "caption", "text")  # of a JSON object; the first that is there counts
 
 
+def parsed(text: str) -> Any:
+    """The value of a JSON text. Raises ValueError, also where it is nested deeper than Python reads."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("nested too deep") from None
+
+
 def captions_in(content: object) -> list[str]:
     """The captions of a JSON object: a text or a list of texts under the first of ``KEYS`` that it has.
 
@@ -57,7 +65,7 @@ class FolderSource(CocoSource):
         for number, line in enumerate(self._text(path).splitlines(), 1):
             try:
                 if line.strip():
-                    content = json.loads(line)
+                    content = parsed(line)
                     found.setdefault(str(content["file_name"]), []).extend(captions_in(content))
             except (ValueError, KeyError, TypeError) as error:
                 self._bad.append((f"{METADATA} line {number}", f"{type(error).__name__}: {error}"))
@@ -66,7 +74,7 @@ class FolderSource(CocoSource):
     def _beside(self, path: Path) -> list[str]:
         lines, beside = self._text(path.with_suffix(".txt")).splitlines(), path.with_suffix(".json")
         try:
-            return lines + (captions_in(json.loads(text)) if (text := self._text(beside)) else [])
+            return lines + (captions_in(parsed(text)) if (text := self._text(beside)) else [])
         except ValueError as error:
             self._bad.append((beside.name, str(error)))
             return lines

@@ -8,6 +8,8 @@ from typing import Protocol
 
 import numpy as np
 
+from ldmscale.errors import printable
+
 SPLITS = ("train", "tuning", "heldout")
 NAMES = 3  # so many of each kind are named
 
@@ -64,7 +66,7 @@ class Tally:
 
 def counted(count: int, kind: str, names: Sequence[str]) -> str:
     """``5 unreadable (a.jpg, b.jpg, c.jpg, ...)``."""
-    return f"{count} {kind} ({', '.join(names[:NAMES])}{', ...' if count > NAMES else ''})"
+    return f"{count} {kind} ({printable(', '.join(names[:NAMES]))}{', ...' if count > NAMES else ''})"
 
 
 class Source(Protocol):

@@ -7,7 +7,6 @@ A sample is the files of one tar that share a name up to the first dot: an image
 from __future__ import annotations
 
 import io
-import json
 import os
 import tarfile
 from collections.abc import Iterator
@@ -21,7 +20,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from ldmscale.data.coco import THREADS
-from ldmscale.data.folder import SUFFIXES, captions_in
+from ldmscale.data.folder import SUFFIXES, captions_in, parsed
 from ldmscale.data.images import UnreadableImage, fit_image, open_image
 from ldmscale.data.source import Example, Tally, Unusable, tidy
 from ldmscale.errors import UserError
@@ -149,7 +148,7 @@ class TarSource:
             pixels, written = (_part(file, *place) for place in (image, text))
         try:
             content = written.decode("utf-8-sig")
-            lines = content.splitlines() if kind == "txt" else captions_in(json.loads(content))
+            lines = content.splitlines() if kind == "txt" else captions_in(parsed(content))
             captions = tuple(filter(None, map(tidy, lines)))
             if not captions:
                 raise ValueError("no text")
@@ -170,13 +169,16 @@ def _part(file: BinaryIO, offset: int, size: int) -> bytes:
 def _surveyed(index: Path, seed: int, path: Path) -> tuple[np.ndarray, Any]:
     """Hashes uint64 of a tar's samples under the seed, and what was left out."""
     found = _list(index, path)
-    keys = (f"{seed}/{path.name}/{sample[0]}".encode() for sample in found["samples"])
+    # A name need not be UTF-8.
+    keys = (f"{seed}/{path.name}/{sample[0]}".encode(errors="surrogatepass") for sample in found["samples"])
     hashes = [int.from_bytes(blake2b(key, digest_size=8).digest()) for key in keys]
     return np.array(hashes, np.uint64), found["skipped"]
 
 
 def _list(index: Path, path: Path) -> dict[str, Any]:
     """What a tar holds: read through once, and again when the file is another."""
+    if not path.is_file():
+        return {"samples": [], "skipped": [{DAMAGED: 1}, {DAMAGED: [f"{path.name} (no file, or a link to none)"]}]}
     about, cached = os.stat(path), index / f"{path.name}.json"
     state = [about.st_size, about.st_mtime_ns]
     try:
@@ -201,7 +203,7 @@ def _samples(path: Path, length: int) -> tuple[list[tuple], Tally]:
             if suffix in files.setdefault(key, {}):
                 skipped.add(TWICE, f"{path.name}/{key}.{suffix}")
             files[key].setdefault(suffix, place)
-    except (tarfile.TarError, OSError) as error:
+    except Exception as error:  # tarfile raises almost anything on damaged headers
         skipped.add(DAMAGED, path.name, f"{error}; of what comes before it {len(files)} samples are used")
     samples = []
     for key, parts in files.items():
@@ -216,9 +218,17 @@ def _samples(path: Path, length: int) -> tuple[list[tuple], Tally]:
 
 def _members(path: Path) -> Iterator[tuple[str, str, tuple[int, int]]]:
     with tarfile.open(path, "r:") as tar:
+        before = -1
         while (member := tar.next()) is not None:
             tar.members = []  # it would keep them all
-            if member.isreg():
+            if tar.offset <= before:
+                raise tarfile.ReadError("a negative size")  # which would lead back to where it came from, for ever
+            before = tar.offset
+            if member.isreg() and not member.issparse():
                 folder, _, name = member.name.rpartition("/")
                 key, _, suffix = name.partition(".")
                 yield f"{folder}/{key}" if folder else key, suffix.lower(), (member.offset_data, member.size)
+        # tarfile takes a header that it cannot read for the end, which is a block of zeros.
+        tar.fileobj.seek(tar.offset)
+        if tar.fileobj.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:
+            raise tarfile.ReadError(f"neither a file nor the end of the tar at byte {tar.offset}")
