@@ -1,5 +1,6 @@
 # make study   the study of config.yaml, from nothing to figures and report; `make study CONFIG=configs/evening.yaml` for another
 # make test    the tests
+# make torture faults at random moments, each compared with an undisturbed run: 15 minutes; `MINUTES=60` for more
 # make lint    style and workflow checks          make format   apply the style
 # make env     the environment alone, in .venv    make clean    remove caches; results and .venv stay
 #
@@ -8,9 +9,10 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
-.PHONY: study test lint format clean env
+.PHONY: study test torture lint format clean env
 
 CONFIG ?=
+MINUTES ?= 14
 TORCH_INDEX ?=
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
@@ -32,6 +34,9 @@ study: .venv/ready
 # The tests compile far more than they run: their own programs are not optimised (those of the jobs that they start are).
 test: .venv/ready-test
 	@XLA_FLAGS="$${XLA_FLAGS:-} --xla_backend_optimization_level=0" $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+
+torture: .venv/ready-test
+	@$(BIN)/python tests/torture/torture.py --minutes $(MINUTES)
 
 lint: .venv/ready-test
 	$(BIN)/ruff check .
