@@ -1,5 +1,6 @@
 # make study   the study of config.yaml, from nothing to figures and report; `make study CONFIG=configs/evening.yaml` for another
 # make test    the tests
+# make torture faults at random moments, each compared with an undisturbed run: 15 minutes; `MINUTES=60` for more
 # make lint    style and workflow checks          make format   apply the style
 # make bench   the benchmarks, into docs/benchmarks.md; `make bench QUICK=1` with few repeats, `make bench RESULTS=results/embedded`
 #              with a finished study's stages, COMPILED=FOLDER with what its jobs compiled (benchmarks/whole.py)
@@ -10,9 +11,10 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
-.PHONY: study test bench lint format clean env
+.PHONY: study test bench torture lint format clean env
 
 CONFIG ?=
+MINUTES ?= 14
 TORCH_INDEX ?=
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
@@ -37,6 +39,9 @@ test: .venv/ready-test
 
 bench: .venv/ready-test
 	@$(BIN)/python benchmarks/all.py $(if $(QUICK),--quick) $(if $(RESULTS),--results $(RESULTS)) $(if $(COMPILED),--compiled $(COMPILED))
+
+torture: .venv/ready-test
+	@$(BIN)/python tests/torture/torture.py --minutes $(MINUTES)
 
 lint: .venv/ready-test
 	$(BIN)/ruff check .

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import tempfile
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from ldmscale.errors import UserError
 
 BLOCK = 1 << 22  # bytes
 MARK = b"CRC32 "
@@ -15,7 +18,34 @@ MARK = b"CRC32 "
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary name beside ``path`` to write to; renamed to ``path`` on success, removed on failure."""
+    """A temporary name beside ``path`` to write to; renamed to ``path`` on success, removed on failure.
+
+    Raises UserError where the disk is full or may not be written.
+    """
+    try:
+        with _replacing(path) as temporary:
+            yield temporary
+    except Exception as error:
+        if not _of_the_disk(error):
+            raise
+        raise UserError(unwritable(path, error)) from error
+
+
+def unwritable(path: str | Path, error: Exception) -> str:
+    """What to say of a file that could not be written."""
+    why = getattr(error, "strerror", None) or error
+    return f"{path} cannot be written ({why}): make room on its disk or make it writable, then run snakemake again"
+
+
+def _of_the_disk(error: Exception) -> bool:
+    """Whether the disk is full or read-only; NumPy and Rust say the first without its number."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+        return True
+    return any(said in str(error) for said in ("requested and", "No space left", "Read-only file system"))
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     # The suffix is kept: numpy, pandas and matplotlib choose the format by it.
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
@@ -30,7 +60,8 @@ def replacing(path: Path) -> Iterator[Path]:
             os.fsync(written.fileno())
         os.replace(temporary, path)
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # on a disk that has turned read-only it stays
+            temporary.unlink()
 
 
 def seal(path: Path) -> None:

@@ -9,12 +9,13 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from ldmscale import hosts, launch
 from ldmscale.errors import UserError
+from ldmscale.files import unwritable
 from ldmscale.runtime import use_compile_cache, use_threads
 
 COMPILE_CACHE = ".cache/jax"
@@ -92,13 +93,15 @@ def job(snakemake: Any) -> Iterator[Say]:
     use_compile_cache(os.environ.get("LDMSCALE_COMPILE_CACHE", COMPILE_CACHE))
     with _sentences():
         hosts.connect()
-    Path(log).parent.mkdir(parents=True, exist_ok=True)
     began, counting = time.monotonic(), {}
-    with open(log if hosts.writes() else os.devnull, "w", encoding="utf-8", errors="backslashreplace") as file:
+    with _opened(log if hosts.writes() else os.devnull) as file:
+
+        def keep(text: str) -> None:
+            with suppress(OSError):  # a full disk: what the job itself cannot write will say so
+                file.write(text.encode(errors="backslashreplace"))
 
         def write(line: str) -> None:
-            file.write(f"[{time.monotonic() - began:7.1f} s] {line}\n")
-            file.flush()
+            keep(f"[{time.monotonic() - began:7.1f} s] {line}\n")
 
         def say(line: str) -> None:
             count = COUNT.match(line)
@@ -117,9 +120,24 @@ def job(snakemake: Any) -> Iterator[Say]:
         except UserError as error:
             write(str(error))
             sys.exit(f"error: {error}")
+        except KeyboardInterrupt:
+            write("interrupted")
+            sys.exit("error: interrupted: run snakemake again to go on")
         except Exception as error:
-            traceback.print_exc(file=file if hosts.writes() else sys.stderr)
+            keep(traceback.format_exc())
+            if not hosts.writes():
+                traceback.print_exc()
             sys.exit(f"error: {type(error).__name__}: {error} (the whole story is in {log})")
+
+
+def _opened(log: str) -> IO[bytes]:
+    """The log, unbuffered: what a full disk does not take is not tried again when it is closed."""
+    with _sentences():
+        try:
+            Path(log).parent.mkdir(parents=True, exist_ok=True)
+            return open(log, "wb", buffering=0)
+        except OSError as error:
+            raise UserError(unwritable(log, error)) from None
 
 
 @contextmanager

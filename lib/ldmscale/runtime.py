@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import os
 import sys
+import time
+import zlib
+from contextlib import suppress
 from importlib.metadata import version
 from importlib.util import find_spec
+from pathlib import Path
+
+from ldmscale.files import seal, sealed_size
 
 # Flags are set for this release of jaxlib alone: others may not know them, and XLA aborts on a flag it does not know.
 TUNED_JAXLIB = "0.10.2"
@@ -38,6 +44,7 @@ def use_compile_cache(folder: str) -> None:
 
     JAX reads the variables when it is imported, so a job that needs no JAX is spared its start.
     """
+    check_cache(Path(folder))
     settings = {
         "jax_compilation_cache_dir": os.path.abspath(folder),
         "jax_persistent_cache_min_compile_time_secs": 0.0,
@@ -56,6 +63,31 @@ def forward_options() -> dict[str, bool] | None:
 
     tuned = version("jaxlib") == TUNED_JAXLIB and jax.default_backend() == "cpu"
     return {"xla_cpu_use_fusion_emitters": True} if tuned else None
+
+
+ZSTANDARD = b"\x28\xb5\x2f\xfd"  # how its files begin; JAX takes it where it is installed
+ABANDONED = 600.0  # seconds after which nobody writes at a file any more
+
+
+def check_cache(folder: Path) -> None:
+    """Remove damaged programs from a compile cache, and seal (:mod:`ldmscale.files`) those that are found whole.
+
+    JAX knows a damaged one by zlib's Adler-32 alone, which some flipped bits of repetitive data get past; and one that
+    it knows, say half-written as a job was killed, it neither uses nor replaces. It passes over bytes at the end.
+    """
+    for path in folder.glob("*-cache"):
+        with suppress(OSError):  # a job beside this one has removed it, or it may not be written
+            try:
+                content = path.read_bytes()
+                if sealed_size(path) < len(content) or content.startswith(ZSTANDARD):
+                    continue
+                zlib.decompress(content)
+                seal(path)
+            except ValueError:
+                path.unlink()
+            except zlib.error:
+                if time.time() - path.stat().st_mtime > ABANDONED:
+                    path.unlink()
 
 
 def use_threads(count: int) -> None:
