@@ -16,9 +16,11 @@ from typing import Any
 from ldmscale import hosts, launch
 from ldmscale.errors import UserError
 from ldmscale.runtime import use_compile_cache, use_threads
+from ldmscale.text import visible
 
 COMPILE_CACHE = ".cache/jax"
 DONE = "done"  # the last line of a job that ended well
+INDENT = "  "  # of a line's further lines
 EVERY = 10.0  # seconds between two lines of a loop that turns faster
 
 Say = Callable[[str], None]
@@ -97,7 +99,8 @@ def job(snakemake: Any) -> Iterator[Say]:
     with open(log if hosts.writes() else os.devnull, "w") as file:
 
         def write(line: str) -> None:
-            file.write(f"[{time.monotonic() - began:7.1f} s] {line}\n")
+            # Further lines are indented: one that names a file cannot pass for the job's own.
+            file.write(f"[{time.monotonic() - began:7.1f} s] {visible(line).replace(chr(10), chr(10) + INDENT)}\n")
             file.flush()
 
         def say(line: str) -> None:
@@ -119,7 +122,7 @@ def job(snakemake: Any) -> Iterator[Say]:
             sys.exit(f"error: {error}")
         except Exception as error:
             traceback.print_exc(file=file if hosts.writes() else sys.stderr)
-            sys.exit(f"error: {type(error).__name__}: {error} (the whole story is in {log})")
+            sys.exit(visible(f"error: {type(error).__name__}: {error} (the whole story is in {log})"))
 
 
 @contextmanager
