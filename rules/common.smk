@@ -21,11 +21,14 @@ def external(*paths):
     """Files from outside that a rule reads, as inputs where they exist; a script says what is missing otherwise.
 
     Their bytes are part of the params, so their times say nothing: a study copied or checked out anew stays as it is.
+    So does nothing depend on those that are left out, whose names Snakemake would read as patterns: a photo may be
+    called {a}.png or <b>.png.
     """
     there = [path for path in paths if path and os.path.exists(path)]
     folders = [path for path in there if os.path.isdir(path)]
     inside = [entry.path for path in folders for entry in os.scandir(path) if entry.is_file()]
-    return [ancient(path) for path in (*(path for path in there if path not in folders), *sorted(inside))]
+    files = (*(path for path in there if path not in folders), *sorted(inside))
+    return [ancient(path) for path in files if not set("{}<>") & set(path)]
 
 
 def planned(function):

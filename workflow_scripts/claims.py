@@ -17,6 +17,6 @@ with job(snakemake):
     judged = evaluate(scores, experiments, load_claims())
     biases = choice_biases(Run(*within_a_family(scores, experiments)), "grid", ("fid", "cmmd"))
     with atomic_path(output.md) as temporary:
-        temporary.write_text(claims_markdown(judged, biases, study_info(params["label"], scores)))
+        temporary.write_text(claims_markdown(judged, biases, study_info(params["label"], scores)), encoding="utf-8")
     bias = {metric: numbers_json(numbers) for metric, numbers in biases.items()}
     write_manifest(output.json, "claims", params["digest"], claims=claims_json(judged), choice_bias=bias)

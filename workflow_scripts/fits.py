@@ -30,5 +30,5 @@ with job(snakemake):
     }
     for name, text in texts.items():
         with atomic_path(output[name]) as temporary:
-            temporary.write_text(text)
+            temporary.write_text(text, encoding="utf-8")
     write_manifest(output.fits, "fits", params["digest"], timesteps=made["timesteps"], **found)

@@ -24,5 +24,5 @@ with job(snakemake):
     markdown = MarkdownIt("commonmark", {"html": False}).enable("table")
     for name, source in snakemake.input.items():
         with atomic_path(snakemake.output[name]) as temporary:
-            body = markdown.render(Path(source).read_text())
-            temporary.write_text(PAGE.format(title=escape(Path(source).stem), body=body))
+            body = markdown.render(Path(source).read_text(encoding="utf-8"))
+            temporary.write_text(PAGE.format(title=escape(Path(source).stem), body=body), encoding="utf-8")

@@ -25,4 +25,4 @@ with job(snakemake):
     more = [both, disagreements(judged), choice_section(biases, study), fits_section(fits)]
     text = summary_markdown([each.finding for each in judged], study, scores, baselines, more)
     with atomic_path(snakemake.output[0]) as temporary:
-        temporary.write_text(text)
+        temporary.write_text(text, encoding="utf-8")

@@ -1,10 +1,13 @@
 """The one exception that reaches a user as a sentence instead of a traceback."""
 
+from ldmscale.text import visible
+
 
 class UserError(Exception):
-    """Something the user can mend: names the file, key or value, and what would be right."""
+    """Something the user can mend: names the file, key or value, and what would be right.
 
+    What it names may be anyone's (a file in a folder of photos): a terminal gets none of its control characters.
+    """
 
-def printable(text: str) -> str:
-    """``text``, which others wrote, in one line without control characters, which a terminal would obey."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+    def __init__(self, sentence: str):
+        super().__init__(visible(sentence))

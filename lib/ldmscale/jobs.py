@@ -17,9 +17,11 @@ from ldmscale import hosts, launch
 from ldmscale.errors import UserError
 from ldmscale.files import unwritable
 from ldmscale.runtime import use_compile_cache, use_threads
+from ldmscale.text import visible
 
 COMPILE_CACHE = ".cache/jax"
 DONE = "done"  # the last line of a job that ended well
+INDENT = "  "  # of a line's further lines
 EVERY = 10.0  # seconds between two lines of a loop that turns faster
 
 Say = Callable[[str], None]
@@ -101,7 +103,8 @@ def job(snakemake: Any) -> Iterator[Say]:
                 file.write(text.encode(errors="backslashreplace"))
 
         def write(line: str) -> None:
-            keep(f"[{time.monotonic() - began:7.1f} s] {line}\n")
+            # Further lines are indented: one that names a file cannot pass for the job's own.
+            keep(f"[{time.monotonic() - began:7.1f} s] {visible(line).replace(chr(10), chr(10) + INDENT)}\n")
 
         def say(line: str) -> None:
             count = COUNT.match(line)
@@ -127,7 +130,7 @@ def job(snakemake: Any) -> Iterator[Say]:
             keep(traceback.format_exc())
             if not hosts.writes():
                 traceback.print_exc()
-            sys.exit(f"error: {type(error).__name__}: {error} (the whole story is in {log})")
+            sys.exit(visible(f"error: {type(error).__name__}: {error} (the whole story is in {log})"))
 
 
 def _opened(log: str) -> IO[bytes]:

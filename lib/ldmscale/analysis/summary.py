@@ -15,6 +15,7 @@ from ldmscale.analysis.dreambooth import DREAMBOOTH
 from ldmscale.analysis.families import NAMES
 from ldmscale.analysis.findings import CANNOT_TELL, NOT_SUPPORTED, SUPPORTED, Finding
 from ldmscale.analysis.study import SAMPLER_NAMES, StudyInfo, model_label, models_of
+from ldmscale.text import one_line
 
 PAPER = "[Bigger is not Always Better: Scaling Properties of Latent Diffusion Models](https://arxiv.org/abs/2404.01367)"
 ONE_TRAINING = """\
@@ -40,7 +41,7 @@ _MARKUP = re.compile(r"([\\`*_{}\[\]<>#|~$&])")
 
 def markdown_text(text: object) -> str:
     """``text`` as literal Markdown: one line, every mark-up character escaped."""
-    return _MARKUP.sub(r"\\\1", " ".join(str(text).split()))
+    return _MARKUP.sub(r"\\\1", one_line(text))
 
 
 def summary_markdown(

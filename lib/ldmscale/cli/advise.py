@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ldmscale.cells.cell import ON_PROMPTS
 from ldmscale.cli.options import command, whole
 from ldmscale.errors import UserError
+from ldmscale.text import visible
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -85,7 +86,7 @@ def run(args: argparse.Namespace) -> None:
         }
         print(json.dumps(answer, indent=1, allow_nan=False))
     else:
-        print(_text(shown, len(settings), args.budget, axis, args.metric, held))
+        print(visible(_text(shown, len(settings), args.budget, axis, args.metric, held)))
 
 
 def _number(text: str) -> float:

@@ -15,6 +15,7 @@ from importlib.metadata import version
 
 from ldmscale.cli import advise, estimate, export, family, preflight, sample, score, watch, why
 from ldmscale.errors import UserError
+from ldmscale.text import visible
 
 COMMANDS = (family, estimate, sample, export, score, advise, watch, why, preflight)
 ABOUT = """\
@@ -54,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             # Who read the output has gone (`ldmscale family | head`); Python would complain once more when it exits.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 141
-        print(f"error: {error.filename or 'a file'}: {error.strerror or error}", file=sys.stderr)
+        print(visible(f"error: {error.filename or 'a file'}: {error.strerror or error}"), file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

@@ -15,6 +15,7 @@ from typing import Any
 from ldmscale.cli.options import aligned, command
 from ldmscale.errors import UserError
 from ldmscale.jobs import DONE, LINE, STARTED, TRAILER
+from ldmscale.text import visible
 
 ABOUT = """\
 Shows the running jobs of a study: how far each is, what it says and the time that it has left. In a terminal the bars
@@ -90,7 +91,8 @@ def read_job(path: Path, name: str) -> Job | None:
         with open(path, "rb") as file:
             first = file.readline().decode(errors="replace")
             file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL))
-            tail = file.read().decode(errors="replace").splitlines()
+            # What Python's warnings and other programs say is in the log as they said it.
+            tail = [visible(line) for line in file.read().decode(errors="replace").splitlines()]
             age = time.time() - os.fstat(file.fileno()).st_mtime
     except OSError:
         return None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import islice
 
-from ldmscale.errors import printable
+from ldmscale.text import printable
 
 LARGEST = 2**53  # of numbers: up to here a float holds every whole one
 MOST = 100_000  # values, counted wherever an alias repeats them: ten short lines of YAML can stand for billions

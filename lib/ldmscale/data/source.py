@@ -8,7 +8,7 @@ from typing import Protocol
 
 import numpy as np
 
-from ldmscale.errors import printable
+from ldmscale.text import printable
 
 SPLITS = ("train", "tuning", "heldout")
 NAMES = 3  # so many of each kind are named

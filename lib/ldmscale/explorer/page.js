@@ -189,7 +189,7 @@ function pictures(place, p, title) {
     picture.style.backgroundSize = `100% ${count * 100}%`;
     picture.style.backgroundPosition = `0 ${count > 1 ? (k / (count - 1)) * 100 : 0}%`;
     picture.className = data.side < 100 ? "small" : "";
-    element("figcaption", prompt, figure);
+    element("figcaption", prompt, figure).title = prompt;  // of which it shows six lines
   });
 }
 

@@ -26,6 +26,7 @@ from ldmscale.analysis.selection import HELDOUT, METRIC_NAMES, METRICS, SERIES, 
 from ldmscale.analysis.study import ModelInfo, StudyInfo, model_label
 from ldmscale.cells.cell import ON_PROMPTS, Cell
 from ldmscale.errors import UserError
+from ldmscale.text import json_for_html
 
 PICTURE_BYTES = 6_000_000  # of all pictures as data URIs; plotly.js takes 5 MB, and the page is to stay under 15
 LARGEST, SMALLEST = 128, 24  # pixels a side of a picture
@@ -51,8 +52,7 @@ def explorer_page(
 
     data = explorer_data(scores, study, models, gallery, previews)
     text = json.dumps(data, separators=(",", ":"), allow_nan=False)
-    # Neither an end tag nor a comment can start in the JSON; elsewhere than in strings it has no "<".
-    parts = {"DATA": text.replace("<", "\\u003c"), "PLOTLY": get_plotlyjs(), "TITLE": _escaped(study.name)}
+    parts = {"DATA": json_for_html(text), "PLOTLY": get_plotlyjs(), "TITLE": _escaped(study.name)}
     parts |= {name: _own(f"page.{name.lower()}") for name in ("CSS", "JS")}
     return re.sub("@@([A-Z]+)@@", lambda mark: parts[mark[1]], _own("page.html"))
 

@@ -13,6 +13,7 @@ from ldmscale.analysis.study import StudyInfo, models_of
 from ldmscale.cells.cell import ON_PROMPTS, Cell
 from ldmscale.data.encoded import load_array
 from ldmscale.figures.data import Architecture, FigureData
+from ldmscale.text import one_line
 
 
 def study_info(label: dict[str, Any], scores: pd.DataFrame) -> StudyInfo:
@@ -22,7 +23,7 @@ def study_info(label: dict[str, Any], scores: pd.DataFrame) -> StudyInfo:
     heldout = scores[scores["split"] == "heldout"]
     return StudyInfo(
         name=label["study"],
-        data=" / ".join(dict.fromkeys(names)),
+        data=one_line(" / ".join(dict.fromkeys(names))),
         fid_features=str(heldout["fid_features"].iloc[0]),
         clip_features=str(heldout["clip_features"].iloc[0]),
         n_heldout=int(heldout["n"].iloc[0]),

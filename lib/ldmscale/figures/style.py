@@ -6,6 +6,7 @@ No text is ever read as markup: prompts, study names and labels may hold ``$ _ &
 from __future__ import annotations
 
 import functools
+from bisect import bisect
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from ldmscale.analysis.selection import METRIC_NAMES, METRICS, replicates
 from ldmscale.analysis.study import ModelInfo, StudyInfo, format_count, model_label
 from ldmscale.config.study import DIT, UNET
 from ldmscale.provenance import atomic_path
+from ldmscale.text import one_line
 
 STYLE = {
     "text.parse_math": False,
@@ -71,6 +73,7 @@ STYLE = {
 }
 INK, GREY = "#222222", "#666666"
 CAPTION_SIZE = 6.2
+LONGEST_LINE = 400  # characters: accents have no width
 WHISKERS = "Whiskers: 95% bootstrap intervals over prompts; all points share the prompts, so differences are surer."
 AXIS_NOTES = {
     "cost": "Sampling cost: a network's cost relative to the reference model × steps.",
@@ -153,32 +156,31 @@ def legible_on(colour: Sequence[float]) -> str:
 # Text
 
 
-def one_line(text: object) -> str:
-    """``text`` with runs of blanks and control characters made one space."""
-    return " ".join("".join(c if c.isprintable() else " " for c in str(text)).split())
-
-
 def text_width(text: str, size: float, **font: str) -> float:
     """Width in points of a line of text."""
     return text_to_path.get_text_width_height_descent(text, FontProperties(size=size, **font), ismath=False)[0]
 
 
 def wrap(text: str, width: float, size: float, max_lines: int = 0, **font: str) -> str:
-    """Break ``text`` into lines of at most ``width`` points; beyond ``max_lines`` (0: any) it ends in an ellipsis."""
-    fits = lambda line: text_width(line, size, **font) <= width  # noqa: E731
-    lines, line = [], ""
-    for word in one_line(text).split(" "):
-        while not fits(word) and len(word) > 1:  # a word longer than the line
-            cut = next(n for n in range(len(word) - 1, 0, -1) if n == 1 or fits(word[:n]))
-            lines, line = ([*lines, line] if line else lines), ""
-            lines.append(word[:cut])
-            word = word[cut:]
+    """Break ``text`` into lines of at most ``width`` points (and :data:`LONGEST_LINE` characters); beyond ``max_lines``
+    (0: any) it ends in an ellipsis."""
+    fits = lambda line: len(line) <= LONGEST_LINE and text_width(line, size, **font) <= width  # noqa: E731
+    lines, line, words = [], "", one_line(text).split(" ")[::-1]
+    while words and not 0 < max_lines < len(lines):
+        word = words.pop()
         joined = f"{line} {word}" if line else word
         if fits(joined):
             line = joined
-        else:
-            lines.append(line)
+        elif fits(word) or len(word) == 1:
+            lines += [line] if line else []
             line = word
+        else:  # a word longer than a line
+            lines += [line] if line else []
+            places = range(1, min(len(word), LONGEST_LINE + 1))
+            cut = max(1, bisect(places, False, key=lambda n: not fits(word[:n])))
+            lines.append(word[:cut])
+            words.append(word[cut:])
+            line = ""
     lines.append(line)
     if max_lines and len(lines) > max_lines:
         last = lines[max_lines - 1] + "…"

@@ -17,6 +17,7 @@ from ldmscale.cells.paper import SETTING, SLIP, printed
 from ldmscale.errors import UserError
 from ldmscale.figures.style import study_line
 from ldmscale.provenance import atomic_path
+from ldmscale.text import one_line
 
 _TEX = {
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#", "%": r"\%", "_": r"\_",
@@ -84,7 +85,7 @@ def write_table(table: pd.DataFrame, csv: str | Path, md: str | Path, tex: str |
 
 def tex_text(text: object) -> str:
     """``text`` as literal LaTeX: one line, every special character escaped."""
-    return "".join(_TEX.get(c, c) for c in " ".join(str(text).split()))
+    return "".join(_TEX.get(c, c) for c in one_line(text))
 
 
 def _gflops(value: float) -> str:
