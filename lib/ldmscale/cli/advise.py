@@ -110,6 +110,7 @@ def _read(path: Path, metric: str) -> pd.DataFrame:
 
     from ldmscale.analysis.frontier import COST_AXES
     from ldmscale.analysis.selection import METRICS, SERIES
+    from ldmscale.metrics.finite import require_finite
 
     if not path.is_file():
         raise UserError(
@@ -122,7 +123,7 @@ def _read(path: Path, metric: str) -> pd.DataFrame:
         there = set(pq.read_schema(path).names)
         if lost := {"cell", "split", *SERIES, "steps", "cfg", "params", "n", "trainings", "cost"} - there:
             raise UserError(f"{path} is no table of scores: it has no column '{min(lost)}'")
-        return pq.read_table(
+        table = pq.read_table(
             path, columns=[name for name in wanted if name in there], page_checksum_verification=True
         ).to_pandas()
     except (OSError, pa.ArrowException) as error:
@@ -130,6 +131,8 @@ def _read(path: Path, metric: str) -> pd.DataFrame:
             f"{path} cannot be read as a table of scores ({' '.join(str(error).split())}): "
             f"`snakemake --profile profiles/local --forcerun gather {path}` makes it again"
         ) from None
+    require_finite(table)
+    return table
 
 
 def _text(settings: list[Setting], count: int, budget: float, axis: str, metric: str, held: pd.Series) -> str:
