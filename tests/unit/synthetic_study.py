@@ -30,7 +30,7 @@ SMALL_FAMILY = [
 AWKWARD = r"50% off: pay $5 & get $x_1^2$ <b>two</b> \alpha_{cats} #1 ~ 'quotes' \frac{a}{b}"
 LONG = "a very long prompt about a teddy bear on a skateboard, " * 12
 DATA = "made-up numbers & random pictures"
-STUDY = StudyInfo("synthetic_$x$", DATA, "made-up features", "made-up CLIP", 256, 128, 32)
+STUDY = StudyInfo("synthetic_$x$", DATA, "made-up features", "made-up CLIP", 256, 128, 32, 64)
 
 
 def family(rows: list[tuple], reference: float) -> list[ModelInfo]:

@@ -17,7 +17,7 @@ class StudyInfo:
 
     ``data`` names the images and captions in words, ``fid_features`` and ``clip_features`` the networks behind the two
     metrics; ``n_heldout`` and ``n_tuning`` count prompts (one image each), ``image_size`` is in pixels a side;
-    ``trainings`` of each model are behind every number.
+    ``trainings`` of each model are behind every number; FID's features have ``fid_dimensions``.
     """
 
     name: str
@@ -27,7 +27,17 @@ class StudyInfo:
     n_heldout: int
     n_tuning: int
     image_size: int
+    fid_dimensions: int
     trainings: int = 1
+
+    def few(self, images: int) -> str:
+        """What is to be said of an FID of so few ``images`` that their covariance is singular; of more: nothing."""
+        if images > self.fid_dimensions:
+            return ""
+        return (
+            f"FID of {images:,} images, no more than its features' {self.fid_dimensions:,} dimensions, is far above "
+            "its value for many images: compare it only with FIDs of as many"
+        )
 
 
 @dataclass(frozen=True)

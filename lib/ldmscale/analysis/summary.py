@@ -208,12 +208,17 @@ steps of the grid it is interpolated, beyond them it is only bounded. Two factor
     return text
 
 
+def _few(study: StudyInfo) -> str:
+    said = study.few(min(study.n_heldout, study.n_tuning))
+    return f" {said}." if said else ""
+
+
 def _how(study: StudyInfo) -> str:
     return f"""## How to read the numbers
 
 - **FID** (lower is better) is the distance between the features of generated and of real images. Its size depends on \
 the features and on the number of images, so these FIDs, from {markdown_text(study.fid_features)} and \
-{study.n_heldout} images, compare with each other and not with FIDs published elsewhere.
+{study.n_heldout} images, compare with each other and not with FIDs published elsewhere.{_few(study)}
 - **CLIP score** (higher is better) is the mean cosine similarity between an image and its prompt.
 - **CFG**, the guidance weight, says how strongly the prompt pulls on the image; 1 is no pull beyond the model's own.
 - **Cost** is the paper's: a network's cost relative to the reference model, times the number of steps. It leaves out \

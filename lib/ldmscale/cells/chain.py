@@ -33,6 +33,8 @@ SOURCES = {**dict.fromkeys((*ON_PROMPTS, "interpolation"), "prompts"),
 # The sources of images that no file lists.
 WITHOUT_LIST = ("folder", "webdataset")
 
+INCEPTION_DIMENSIONS = 2048
+
 CLAIMS = Path(__file__).parents[1] / "analysis" / "claims.yaml"
 
 
@@ -353,7 +355,9 @@ class Chain:
         """Params of what reads the table alone: how the study is labelled, and the digests of what it shows."""
         label = {"study": self.study.name, "counts": self.config["data"]["counts"],
                  "sources": [self.config["data"]["train"], self.config["data"]["evaluation"]],
-                 "image_size": self.config["data"]["image_size"]}  # fmt: skip
+                 "image_size": self.config["data"]["image_size"],
+                 "fid_dimensions": INCEPTION_DIMENSIONS if self.config["metrics"]["inception"]
+                 else self.study.clip_params()["image_width"]}  # fmt: skip
         return {
             "label": label,
             "experiments": {name: list(self._experiment(name)[1]) for name in experiments},

@@ -112,6 +112,7 @@ def _read(path: Path, metric: str) -> pd.DataFrame:
 
     from ldmscale.analysis.frontier import COST_AXES
     from ldmscale.analysis.selection import METRICS, SERIES
+    from ldmscale.metrics.finite import require_finite
 
     if not path.is_file():
         raise UserError(
@@ -128,7 +129,7 @@ def _read(path: Path, metric: str) -> pd.DataFrame:
         for names, fits in ((texts, _is_text), (numbers, _is_number)):
             if odd := sorted(name for name in names if not fits(schema.field(name).type)):
                 raise UserError(f"{path} is no table of scores: its column '{odd[0]}' is {schema.field(odd[0]).type}")
-        return pq.read_table(
+        table = pq.read_table(
             path, columns=[name for name in wanted if name in there], page_checksum_verification=True
         ).to_pandas()
     except (OSError, pa.ArrowException) as error:
@@ -136,6 +137,8 @@ def _read(path: Path, metric: str) -> pd.DataFrame:
             f"{path} cannot be read as a table of scores ({' '.join(str(error).split())}): "
             f"`snakemake --profile profiles/local --forcerun gather {path}` makes it again"
         ) from None
+    require_finite(table)
+    return table
 
 
 def _is_text(kind: pa.DataType) -> bool:

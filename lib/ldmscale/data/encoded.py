@@ -27,7 +27,13 @@ MAPPED = 64
 
 def save_array(path: str | Path, array: np.ndarray) -> None:
     """Write ``array`` as .npy with a checksum behind it, whole or not at all; into the bucket too where the study has
-    one."""
+    one. Raises UserError, and writes nothing, where a value is not finite."""
+    if np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
+        row = int(np.argwhere(~np.isfinite(np.atleast_1d(array)))[0, 0])
+        raise UserError(
+            f"{path} would hold values that are not finite (first in row {row}): the network that makes them, or what "
+            f"it is given, is broken, or they are too large for {array.dtype}"
+        )
     with atomic_path(path) as temporary:
         np.save(temporary, array)
         seal(temporary)

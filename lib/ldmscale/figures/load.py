@@ -29,6 +29,7 @@ def study_info(label: dict[str, Any], scores: pd.DataFrame) -> StudyInfo:
         n_heldout=int(heldout["n"].iloc[0]),
         n_tuning=int(scores.loc[scores["split"] == "tuning", "n"].iloc[0]),
         image_size=label["image_size"],
+        fid_dimensions=label["fid_dimensions"],
         trainings=int(scores["trainings"].max()),
     )
 

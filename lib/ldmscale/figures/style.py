@@ -197,7 +197,8 @@ def study_line(study: StudyInfo, rows: pd.DataFrame | None = None, metric: str =
         return text
     counts = sorted({int(n) for n in rows["n"]})
     n = f"{counts[0]:,}" if len(counts) == 1 else f"{counts[0]:,} to {counts[-1]:,}"
-    return f"{text} {_measured(study, metric)}, n = {n} held-out prompts."
+    few = f" {study.few(counts[0])}." if metric == "fid" and study.few(counts[0]) else ""
+    return f"{text} {_measured(study, metric)}, n = {n} held-out prompts.{few}"
 
 
 def _measured(study: StudyInfo, metric: str) -> str:

@@ -26,6 +26,7 @@ from ldmscale.training.encoders import load_encoder
 MEASURED = 1 << 14  # images whose latents' deviation gives the scale
 # Pixels that a device encodes at once: the autoencoder's first level keeps some kilobytes of each.
 PIXELS = 1 << 21
+RIGID = 1e-12  # of a mean square: float32's rounding
 CAPTIONS = 128  # likewise
 READ_AHEAD = 8  # with fewer shards than this, importing Grain takes longer than reading them
 
@@ -81,6 +82,12 @@ def finish(folder: Path, shards: int, params: Mapping[str, Any]) -> tuple[float,
     scale = params["scale"]
     if not scale:
         mean, std = (rows[:MEASURED].astype(np.float32) for rows in (latents.mean, latents.std))
+        # Of an autoencoder that encodes all images alike, scaling to unit variance would make rounding errors large.
+        if not mean.var() > RIGID * np.square(mean).mean():
+            raise UserError(
+                f"the latents of {len(mean)} training images are all the same: the autoencoder that makes them is "
+                "broken (train it longer, or at a lower autoencoder.train.learning_rate)"
+            )
         scale = float(1.0 / np.sqrt(mean.var() + (std**2).mean()))
     return scale, list(latents.mean.shape)
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
-from ldmscale.cells.cell import ON_PROMPTS, Cell
+from ldmscale.cells.cell import Cell
 from ldmscale.config.study import DIT, UNET
-from ldmscale.errors import UserError
+from ldmscale.metrics.finite import require_finite, require_numbers
 
 
 def scores_table(rows: list[dict[str, Any]], family: dict[str, Any], costs: dict[str, Any]) -> pd.DataFrame:
@@ -23,7 +22,10 @@ def scores_table(rows: list[dict[str, Any]], family: dict[str, Any], costs: dict
 
     ``family`` is "unet" or "dit"; a transformer has no ``filters`` (missing), but ``width`` and ``depth``, columns that
     a table of U-Nets alone does not have.
+
+    Raises UserError for a score that is not finite, or that a cell lacks and its siblings have.
     """
+    require_numbers(rows)
     table, dits = [], family.get("dit", {})
     for row in rows:
         cell = Cell.parse(row["cell"])
@@ -64,10 +66,7 @@ def scores_table(rows: list[dict[str, Any]], family: dict[str, Any], costs: dict
     frame = pd.DataFrame(table)
     if dits:  # of whole numbers, some missing
         frame = frame.astype(dict.fromkeys(("filters", "width", "depth"), "Int64"))
-    drawn = frame["task"].isin(ON_PROMPTS)
-    bad = frame.loc[drawn & ~np.isfinite(frame[["fid", "clip"]]).all(axis=1), "cell"]
-    if len(bad):
-        raise UserError(f"the scores of {bad.iloc[0]} are not finite: its images or features are broken")
+    require_finite(frame)
     return frame.sort_values(["params", "cell", "split"], ignore_index=True, kind="stable")
 
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from ldmscale.metrics.bootstrap import fid_replicates, mean_replicates, resample_counts
 from ldmscale.metrics.extrapolation import fid_infinity
+from ldmscale.metrics.finite import require_varied
 from ldmscale.metrics.frechet import Reference
 from ldmscale.metrics.kernels import CMMD, KID, Discrepancy
 from ldmscale.metrics.neighbours import DENSITY_K, RECALL_K, Neighbourhoods
@@ -25,10 +26,14 @@ class Real:
     """The real images of a split: their FID features [M,D], CLIP embeddings [M,E], and DINOv2 features, if any.
 
     The real images are held fixed, also in the replicates: see :func:`ldmscale.metrics.bootstrap.fid_replicates`.
+    Raises UserError where one of these is the same for all images.
     """
 
     def __init__(self, features: np.ndarray, embeddings: np.ndarray, dinov2: np.ndarray | None = None):
         self.features, self.embeddings, self.dinov2 = features, embeddings, dinov2
+        for name, array in (("FID features", features), ("CLIP embeddings", embeddings), ("DINOv2 features", dinov2)):
+            if array is not None:
+                require_varied(array, name)
 
     # Each is found once, and only where a cell asks for it: among 30,000 images that takes minutes.
     fid = cached_property(lambda self: Reference(self.features))

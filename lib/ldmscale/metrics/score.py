@@ -16,6 +16,7 @@ from ldmscale.metrics import interpolation
 from ldmscale.metrics.bootstrap import mean_replicates
 from ldmscale.metrics.clip_score import clip_scores
 from ldmscale.metrics.features import Features
+from ldmscale.metrics.finite import require_numbers
 from ldmscale.metrics.real import Real
 from ldmscale.provenance import is_current, read_json, read_manifest, write_manifest
 from ldmscale.storage import StorageError, remove
@@ -81,7 +82,7 @@ def score(cells: list[dict[str, Any]], folder: Path, rows_of: Callable[[Cell, Pa
     ``rows_of`` (:func:`ldmscale.metrics.scorers.open_scorer`); a cell that is scored already is read back.
 
     Raises:
-        UserError: a cell's images are missing, damaged or made from another config.
+        UserError: a cell's images are missing, damaged or made from another config, or a score of it is not finite.
     """
     parsed = {c["path"]: Cell.parse(c["path"]) for c in cells}
     todo = {c["path"] for c in cells if not is_current(folder / c["path"] / "score.json", "score", c["score_digest"])}
@@ -94,6 +95,7 @@ def score(cells: list[dict[str, Any]], folder: Path, rows_of: Callable[[Cell, Pa
             sample = read_manifest(target / "sample.json", "generate", spec["digest"])
             common = {"cell": spec["path"], "evaluations": sample["evaluations"]}
             made = [{**common, **row} for row in rows_of(parsed[spec["path"]], target)]
+            require_numbers(made)
             write_manifest(done, "score", spec["score_digest"], rows=made)
             say(f"{number}/{len(cells)}  {spec['path']}")
         if not keep_images:

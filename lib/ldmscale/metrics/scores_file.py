@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ldmscale.errors import UserError
+from ldmscale.metrics.finite import require_finite
 from ldmscale.provenance import atomic_path
 
 
@@ -28,7 +29,8 @@ def write_scores(path: str | Path, table: pd.DataFrame, digest: str) -> None:
 
 
 def read_scores(path: str | Path, digest: str) -> pd.DataFrame:
-    """Read the table; ``UserError`` if it is damaged or was gathered from other cells than ``digest`` names."""
+    """Read the table; ``UserError`` if it is damaged, was gathered from other cells than ``digest`` names, or holds a
+    score that is no number (:func:`ldmscale.metrics.finite.require_finite`)."""
     try:
         arrow = pq.read_table(path, page_checksum_verification=True)
         if (arrow.schema.metadata or {}).get(b"crc32", whole := _crc32(arrow.schema)) != whole:
@@ -41,7 +43,9 @@ def read_scores(path: str | Path, digest: str) -> pd.DataFrame:
             f"{path} was gathered under a different config (digest {found}, this run needs {digest}): "
             "run `snakemake --forcerun gather`"
         )
-    return arrow.to_pandas()
+    table = arrow.to_pandas()
+    require_finite(table)
+    return table
 
 
 def _crc32(schema: pa.Schema) -> bytes:

@@ -16,6 +16,7 @@ from ldmscale.errors import UserError
 from ldmscale.metrics.bootstrap import fid_replicates, mean_replicates, resample_counts
 from ldmscale.metrics.dreambooth import Distance, cosine_distance
 from ldmscale.metrics.features import Features
+from ldmscale.metrics.finite import require_varied
 from ldmscale.metrics.frechet import Reference
 from ldmscale.metrics.image_quality import SSIM_WINDOW, inception_score, psnr_y, ssim_y
 from ldmscale.metrics.perceptual import LPIPS_LABELS
@@ -79,6 +80,7 @@ class SuperresScorer:
     def __post_init__(self):
         if len(self.hr) != len(self.reference):
             raise UserError(f"{len(self.reference)} images have features, of {len(self.hr)} originals; all must have.")
+        require_varied(self.reference, "FID features")
         object.__setattr__(self, "_real", Reference(self.reference))
 
     def row(self, images: np.ndarray) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from ldmscale.jobs import Progress
 from ldmscale.storage import StorageError
 from ldmscale.training.checkpoint import load_tree, save_tree
 from ldmscale.training.gradients import gradients
+from ldmscale.training.health import Health
 from ldmscale.training.packing import Packing
 from ldmscale.training.sharding import Devices, fetch, host_batches, place_as_state, state_shardings
 from ldmscale.training.states import States
@@ -196,8 +197,8 @@ def train(
 
     Told to stop (:mod:`ldmscale.preemption`), it saves after the running step and ends the process.
 
-    Returns the kept files by step, there for every host. Raises UserError if the loss stops being finite (the last
-    state is kept), and if devices and batch do not fit.
+    Returns the kept files by step, there for every host. Raises UserError if the loss stops being finite or explodes
+    (:mod:`ldmscale.training.health`; the last good state is kept), and if devices and batch do not fit.
     """
     folder, keep, mesh, accumulate = Path(folder), sorted(keep), devices.mesh(), 1
     if mesh is not None:
@@ -264,25 +265,21 @@ def train(
     ahead = 0 if jax.default_backend() == "cpu" else AHEAD  # whose threads the step itself needs
     save_every = min(max(keep[-1] // 10, SAVES[0]), SAVES[1])
     measured: list[Measured] = []
+    health = Health(folder, start)
     with preemption.noted():
         for step, batch in enumerate(batches(read, start, keep[-1], ahead), start):
             state, found = step_fn(state, batch, frozen)
             measured.append(found)
             done = step + 1
+            health.step(done, found)
             if done == start + 1:  # compiled: what follows tells how fast it goes
                 progress, clock = Progress(say, keep[-1]), time.monotonic()
                 progress.skip(start)
             stop = preemption.asked(done) and done < keep[-1]
             save = stop or done in kept or done % save_every == 0
             if save or done % log_every == 0:
+                health.state(done, state) if save else health.now()
                 record = record_of(done, jax.device_get(measured), len(next(iter(batch.values()))))
-                if not np.isfinite(record["loss"]):
-                    losses = np.array([found.loss for found in measured], np.float64)
-                    bad = int(np.argmin(np.isfinite(losses)))
-                    raise UserError(
-                        f"the loss was {losses[bad]} at step {done - len(losses) + bad + 1}: lower learning_rate or "
-                        f"lengthen warmup (the last good state in {folder} is kept)"
-                    )
                 seconds = max(time.monotonic() - clock, 1e-6)
                 record["images_per_second"] = round(record.pop("images") / seconds, 2)
                 if watch:
@@ -295,6 +292,7 @@ def train(
                     keep_weights(done)
                 if save:
                     states.save(done, stored(jax.device_get(state) if packed else state))
+                    health.saved = done
                 if stop:
                     states.close()
                     say(f"told to stop: saved at step {done} of {keep[-1]}, to go on from there")
