@@ -19,7 +19,6 @@ import jinja2
 import numpy as np
 import pytest
 import yaml
-from docutils.core import publish_parts
 from helpers import REPO, merged
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -47,6 +46,8 @@ from ldmscale.figures.table import tex_text
 from ldmscale.jobs import job
 from ldmscale.text import inert_scripts, json_for_html, one_line, visible
 
+docutils = pytest.importorskip("docutils.core")  # Snakemake's, for its report
+
 HTML = "</script><script>document.title='run'</script><img src=x onerror=\"document.title='run'\"> ]]> --> <!--<script>"
 ESCAPES = "\x1b]0;owned\x07\x1b[2J\x1b[31m red \x9b5m\r over"
 HOSTILE = [
@@ -64,6 +65,7 @@ HOSTILE = [
     "a b " * 25_000,
     "",
 ]
+WRITABLE = [*HOSTILE[:6], *HOSTILE[7:]]  # what a config may hold: no NUL, no half of a pair
 # As much markup as chance alone would not make.
 MARKS = st.sampled_from(list("<>&$\\_^{}[]()|`*~#%\"'!:/.-+=@\n\t\x1b\x00\x85\u2028\ud83d\u202e\u200d\u0301 aZ"))
 TEXT = st.one_of(st.text(st.characters(), max_size=40), st.text(MARKS, max_size=40), st.sampled_from(HOSTILE[:-4]))
@@ -152,7 +154,7 @@ def test_the_reports_words_are_text(path):
         config = merged({"data": {"train": source}})
         config["data"]["train"] = source
         text = environment.from_string((REPO / "report" / "study.rst").read_text())
-        html = publish_parts(text.render(snakemake=SimpleNamespace(config=config)), writer="html")["html_body"]
+        html = docutils.publish_parts(text.render(snakemake=SimpleNamespace(config=config)), writer="html")["html_body"]
         assert "<script" not in html and "root:" not in html and "system-message" not in html
         said, shown = (re.sub(r"[^!-~]+|\\", "", part) for part in (path, unescape(re.sub("<[^>]*>", "", html))))
         assert said.replace("`", "'") in shown
@@ -163,7 +165,7 @@ def test_the_figures_captions_are_sound(figure, capfd):
     environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True)
     text = environment.from_string((REPO / "report" / "figure.rst").read_text())
     about = SimpleNamespace(wildcards=SimpleNamespace(figure=figure), output=SimpleNamespace(pdf="a.pdf"))
-    html = publish_parts(text.render(snakemake=about), writer="html")["body"]
+    html = docutils.publish_parts(text.render(snakemake=about), writer="html")["body"]
     assert "system-message" not in html and "<strong>" in html and not capfd.readouterr().err
 
 
@@ -173,7 +175,8 @@ def test_the_figures_captions_are_sound(figure, capfd):
 @pytest.fixture(scope="module")
 def study():
     data = small_study(gallery=tuple(HOSTILE))
-    info = {"study": "x", "image_size": 32, "sources": [{"source": "folder", "images": f"{HTML}{ESCAPES}"}, None]}
+    sources = [{"source": "folder", "images": f"{HTML}{ESCAPES}"}, None]
+    info = {"study": "x", "image_size": 32, "fid_dimensions": 64, "sources": sources}
     named = study_info(info, data.scores.assign(trainings=1))
     assert all(c.isprintable() for c in named.data)
     return dataclasses.replace(data, study=dataclasses.replace(data.study, data=named.data))
@@ -344,10 +347,10 @@ def test_a_log_cannot_be_forged(tmp_path):
 
 def test_a_study_of_such_prompts_is_planned(tmp_path):
     """Its digests follow, and the config beside its results is the one that made them."""
-    config = merged("smoke.yaml", {"gallery": HOSTILE})
+    config = merged("smoke.yaml", {"gallery": WRITABLE})
     config["interpolation"]["pairs"] = [HOSTILE[:2], HOSTILE[4:6]]
     check(config, REPO / "schemas" / "config.schema.json")
-    assert Chain(Plan(Study(config))).explorer()["gallery"] == HOSTILE
+    assert Chain(Plan(Study(config))).explorer()["gallery"] == WRITABLE
     handed = SimpleNamespace(
         **vars(handed_to("config", tmp_path / "log")),
         output=[str(tmp_path / "c.yaml")],
@@ -364,7 +367,7 @@ def test_no_name_is_a_pattern(tmp_path):
     for name in ("plain", "{draft}", "{", "<b>", "<!--<script>", "a b", "%s", "$(touch run)", "\x1b[2J"):
         Image.new("RGB", (8, 8)).save(photos / f"{name}.png")
     (tmp_path / "config.yaml").write_bytes((REPO / "config.yaml").read_bytes())
-    overlay = {"gallery": HOSTILE, "autoencoder": {"photos": "photos"}}
+    overlay = {"gallery": WRITABLE, "autoencoder": {"photos": "photos"}}
     (tmp_path / "overlay.yaml").write_text(yaml.safe_dump(overlay))
     command = [sys.executable, "-m", "snakemake", "-n", "--cores", "1", "--snakefile", str(REPO / "Snakefile")]
     command += [f"results/smoke/{file}.json" for file in ("encoders/autoencoder", "prompts/prompts")]

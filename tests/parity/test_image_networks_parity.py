@@ -343,7 +343,7 @@ def files(tmp_path_factory):
 
 
 def write(path, shapes) -> None:
-    torch.save({name: torch.ones(1).expand(shape) for name, shape in shapes.items()}, path)
+    torch.save({name: torch.ones(shape) for name, shape in shapes.items()}, path)
 
 
 @pytest.mark.parametrize("importer", ["inception", "lpips backbone", "lpips linear", "vit"])

@@ -10,7 +10,7 @@ from ldmscale.cells.lineage import Lineage
 from ldmscale.data.records import read_split
 
 JOB = "cells/task=t2i/model=f4/weights=pretrain-40/sampler=ddim"
-REMADE = rf"^models/f4/pretrain(/|\.)|^{JOB}/"
+REMADE = rf"^models/f4/pretrain(/|\.)|^{JOB}/steps="
 
 
 def test_trained_drawn_and_scored_elsewhere_on_one_core_the_bytes_are_the_same(study, copy):

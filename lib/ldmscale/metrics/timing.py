@@ -26,7 +26,7 @@ from ldmscale.models.clip import TextTower
 from ldmscale.models.network import NetConfig, net_config
 from ldmscale.training.weights import Config, parameter_shapes
 
-REPEATS = 5
+REPEATS = 3
 # Sampling is timed in one step and in as many as take this long: a small network's step stands out of the noise.
 LONG = 0.05  # seconds
 MOST = 256  # steps
