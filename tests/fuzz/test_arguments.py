@@ -116,7 +116,7 @@ def test_arguments_of_any_content(study, monkeypatch, capsys, data):
 
 
 FILES = ["scores.parquet", "costs.json", "data/data.json", "figures/fig09.png", "figures/fig99.png", "..", ".", "gone",
-         "cells/x", "cells/task=t2i/model=f8/weights=pretrain-225/sampler=ddim/steps=x/cfg=1/scores.json",
+         "cells/x", "cells/task=t2i/model=f8/weights=pretrain-200/sampler=ddim/steps=x/cfg=1/scores.json",
          "cells/task=superres/model=nobody/generated.json", "models/f8", "models/f8/x.json", "encoders/x.json",
          "validation.json", "trainings.parquet", "../../../etc/passwd", "logs/long.log",
          "cells/task=t2i/generated.json", "models/nobody/pretrain.json", "a\nb", "x" * 300]  # fmt: skip

@@ -15,7 +15,6 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import chromium
-import jinja2
 import numpy as np
 import pytest
 import yaml
@@ -46,7 +45,8 @@ from ldmscale.figures.table import tex_text
 from ldmscale.jobs import job
 from ldmscale.text import inert_scripts, json_for_html, one_line, visible
 
-docutils = pytest.importorskip("docutils.core")  # Snakemake's, for its report
+docutils = pytest.importorskip("docutils.core")  # Snakemake's, for its report, as is
+jinja2 = pytest.importorskip("jinja2")
 
 HTML = "</script><script>document.title='run'</script><img src=x onerror=\"document.title='run'\"> ]]> --> <!--<script>"
 ESCAPES = "\x1b]0;owned\x07\x1b[2J\x1b[31m red \x9b5m\r over"
