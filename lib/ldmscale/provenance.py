@@ -129,7 +129,7 @@ def write_json(path: str | Path, value: object) -> None:
 def write_checked(path: str | Path, value: Mapping[str, object]) -> None:
     """:func:`write_json` with a checksum inside, which :func:`read_json` checks and takes away."""
     value = json.loads(json.dumps(value))  # as it will be read
-    write_json(path, {**value, "crc32": _crc32(value)})
+    write_json(path, {**value, "crc32": json_crc32(value)})
 
 
 def read_json(path: str | Path) -> dict:
@@ -149,7 +149,7 @@ def _read(path: str | Path) -> tuple[dict, bool]:
     if not isinstance(value, dict):
         raise UserError(f"{path} does not hold a JSON object: delete it and run snakemake again")
     said = value.pop("crc32", None)
-    if said not in (None, _crc32(value)):
+    if said not in (None, json_crc32(value)):
         raise UserError(f"{path} is damaged (its checksum is another): delete it and run snakemake again")
     return value, said is not None
 
@@ -177,7 +177,8 @@ def read_manifest(path: str | Path, stage: str, expected: str) -> dict:
     return manifest
 
 
-def _crc32(value: dict) -> int:
+def json_crc32(value: Mapping[str, object]) -> int:
+    """CRC-32 of ``value`` as JSON, whatever the order of its keys."""
     return zlib.crc32(json.dumps(value, sort_keys=True).encode())
 
 

@@ -78,8 +78,10 @@ def check_cache(folder: Path) -> None:
     for path in folder.glob("*-cache"):
         with suppress(OSError):  # a job beside this one has removed it, or it may not be written
             try:
+                if sealed_size(path) < path.stat().st_size:
+                    continue
                 content = path.read_bytes()
-                if sealed_size(path) < len(content) or content.startswith(ZSTANDARD):
+                if content.startswith(ZSTANDARD):
                     continue
                 zlib.decompress(content)
                 seal(path)

@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from ldmscale.errors import UserError
-from ldmscale.provenance import atomic_path
+from ldmscale.provenance import atomic_path, json_crc32
 from ldmscale.storage import fetch, push
 
 METADATA = "ldmscale"
@@ -26,8 +26,7 @@ def save_tree(path: str | Path, tree: Any, **metadata: object) -> None:
     """Write a pytree of arrays, each with its checksum, and JSON-able ``metadata``; tensor names are the tree's key
     paths joined by dots."""
     tensors = {name: np.asarray(leaf, order="C") for name, leaf in named(jax.device_get(tree))}
-    about = json.dumps(metadata, sort_keys=True)
-    metadata[CHECKSUMS] = {"": zlib.crc32(about.encode()), **{name: _crc32(x) for name, x in tensors.items()}}
+    metadata[CHECKSUMS] = {"": json_crc32(metadata), **{name: _crc32(x) for name, x in tensors.items()}}
     with atomic_path(path) as temporary:
         # One entry: several are written in random order, and equal trees should be equal files.
         save_file(tensors, temporary, metadata={METADATA: json.dumps(metadata, sort_keys=True)})
@@ -110,7 +109,7 @@ def _metadata(file: Any) -> tuple[dict[str, Any], dict[str, int]]:
     checksums = metadata.pop(CHECKSUMS, {}) if isinstance(metadata, dict) else None
     if not isinstance(checksums, dict):
         raise ValueError("its metadata is another's")
-    if checksums and checksums.get("") != zlib.crc32(json.dumps(metadata, sort_keys=True).encode()):
+    if checksums and checksums.get("") != json_crc32(metadata):
         raise ValueError("its metadata has another checksum")
     return metadata, checksums
 
