@@ -13,6 +13,7 @@ from typing import Any
 
 from ldmscale.cells.cell import ON_PROMPTS, Cell
 from ldmscale.cells.plan import Plan
+from ldmscale.config.published import INCEPTION_DIMENSIONS
 from ldmscale.config.study import DIT, DOWNSTREAM, DREAMBOOTH_PROMPTS, FINETUNED, UNET, Study
 from ldmscale.errors import UserError
 from ldmscale.provenance import digest, file_digest, listing_digest
@@ -32,8 +33,6 @@ SOURCES = {**dict.fromkeys((*ON_PROMPTS, "interpolation"), "prompts"),
 
 # The sources of images that no file lists.
 WITHOUT_LIST = ("folder", "webdataset")
-
-INCEPTION_DIMENSIONS = 2048
 
 CLAIMS = Path(__file__).parents[1] / "analysis" / "claims.yaml"
 

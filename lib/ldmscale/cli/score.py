@@ -8,6 +8,7 @@ import sys
 from typing import Any
 
 from ldmscale.cli.options import command, whole
+from ldmscale.config.published import INCEPTION_DIMENSIONS
 from ldmscale.errors import UserError
 
 ABOUT = """\
@@ -19,7 +20,6 @@ read from the file that clean-fid uses, inception-2015-12-05.pt, which you downl
 https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics/inception-2015-12-05.pt"""
 EXAMPLE = """\
   ldmscale score generated/ real/ --inception weights/inception-2015-12-05.pt"""
-DIMENSIONS = 2048
 
 
 def add(commands: Any) -> argparse.ArgumentParser:
@@ -88,10 +88,11 @@ def _text(result: dict[str, Any]) -> str:
     rows.append(["KID", f"{result['kid']:.6f}"])
     lines = [f"{name:6}  {value}" for name, value in rows]
     few = min(result["n_a"], result["n_b"])
-    if few <= DIMENSIONS:
+    if few <= INCEPTION_DIMENSIONS:
         lines += [
             "",
-            f"With {few} images, no more than the {DIMENSIONS} dimensions of the features, FID is far above its value "
-            "for many images: compare it only with FIDs of as many images. KID is right on average for any number.",
+            f"With {few} images, no more than the {INCEPTION_DIMENSIONS} dimensions of the features, FID is far above "
+            "its value for many images: compare it only with FIDs of as many images. KID is right on average for any "
+            "number.",
         ]
     return "\n".join(lines)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+INCEPTION_DIMENSIONS = 2048  # of the features that FID is defined on
 CLIP_VOCABULARY = {"vocab_size": 49408, "context_length": 77}
 
 

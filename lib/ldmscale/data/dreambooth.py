@@ -178,12 +178,12 @@ def _read_images(folder: Path, size: int, fit: str) -> np.ndarray:
     if len(files) < LEAST_IMAGES:
         have = f"one image ({files[0].name})" if files else f"no image ({', '.join(SUFFIXES)})"
         raise UserError(f"the subject folder {folder} holds {have}; a subject needs at least {LEAST_IMAGES}")
-    images, bad = [], []
+    images, bad, root = [], [], os.path.realpath(folder)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # PIL's, on odd metadata
         for path in files:
             try:
-                if locate(os.path.realpath(folder), path.name) is None:
+                if locate(root, path.name) is None:
                     raise UnreadableImage("it is a link that leads out of the folder")
                 images.append(fit_image(open_image(path), size, fit))
             except UnreadableImage as error:
