@@ -109,7 +109,7 @@ def emulator() -> str | None:
     os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
     there = os.environ.get("STORAGE_EMULATOR_HOST")
     if there:
-        os.environ.setdefault("TENSORSTORE_GCS_HTTP_URL", there)  # TensorStore's name for it
+        os.environ["TENSORSTORE_GCS_HTTP_URL"] = there  # TensorStore's name for it
     return there
 
 

@@ -81,7 +81,7 @@ def test_what_cannot_be_reached_is_not_taken_for_damaged(error, way):
 
 
 def test_in_a_bucket(tmp_path):
-    """The server fails now and then; the process is killed while it saves."""
+    """A server that fails now and then, a process killed while it saves, no bucket, a server that fails for good."""
     pytest.importorskip("gcp_storage_emulator")
     from fake_gcs import BUCKET, fake_gcs
 
@@ -97,4 +97,9 @@ def test_in_a_bucket(tmp_path):
         assert [what for what, so in json.loads(found).items() if not so] == []
         status, _, said = run(folder, "begin", **there | {"LDMSCALE_STORAGE": "gs://nobody/root"})
         assert status == 1 and "UserError: states in gs://nobody/root/model/states could not be written" in said, said
+        server.faults = [["POST", 10**9, "503"]]
+        status, _, said = run(folder, "begin", **there | {"LDMSCALE_STORAGE": f"gs://{BUCKET}/other"})
+        assert status == 1 and f"UserError: states in gs://{BUCKET}/other/model/states could not be written" in said, (
+            said
+        )
     assert os.listdir(tmp_path) == []

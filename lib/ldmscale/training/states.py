@@ -30,7 +30,14 @@ from ldmscale.training.sharding import place
 State = TypeVar("State")
 FILE, FOLDER = "state.safetensors", "states"
 # What TensorStore says when it has tried for long enough, or may not read.
-UNREACHABLE = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED", "PERMISSION_DENIED", "UNAUTHENTICATED")
+UNREACHABLE = (
+    "retry attempts failed",
+    "UNAVAILABLE",
+    "DEADLINE_EXCEEDED",
+    "RESOURCE_EXHAUSTED",
+    "PERMISSION_DENIED",
+    "UNAUTHENTICATED",
+)
 
 
 class States:
@@ -147,7 +154,13 @@ class States:
         if self._bucket:
             bucket.emulator()
         from orbax.checkpoint import v1 as ocp
+        from orbax.checkpoint._src.serialization import tensorstore_utils
 
+        # TensorStore's own 32 tries would hold the machines for a quarter of an hour where a bucket is out of reach.
+        first, *_, last = bucket.WAITS
+        tries = {"max_retries": len(bucket.WAITS), "initial_delay": f"{first}s", "max_delay": f"{last}s"}
+        for context in (tensorstore_utils._BASE_TS_CONTEXT, tensorstore_utils._DEFAULT_OCDBT_TS_CONTEXT):
+            context["gcs_request_retries"] = tries
         newest = ocp.training.preservation_policies.LatestN(1)
         opened = ocp.training.Checkpointer(self._place, preservation_policy=newest, cleanup_tmp_directories=True)
         self._opened = True
