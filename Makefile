@@ -35,7 +35,7 @@ study: .venv/ready
 
 # The tests compile far more than they run: their own programs are not optimised (those of the jobs that they start are).
 test: .venv/ready-test
-	@XLA_FLAGS="$${XLA_FLAGS:-} --xla_backend_optimization_level=0" $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+	@XLA_FLAGS="$${XLA_FLAGS:-} --xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1" $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 bench: .venv/ready-test
 	@$(BIN)/python benchmarks/all.py $(if $(QUICK),--quick) $(if $(RESULTS),--results $(RESULTS)) $(if $(COMPILED),--compiled $(COMPILED))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import re
 import socket
@@ -92,6 +93,10 @@ def job(snakemake: Any) -> Iterator[Say]:
     with _sentences():
         _launch(snakemake)
     use_threads(snakemake.threads)
+    # Tracing makes hundreds of thousands of objects that stay: looking through them all again and again is a tenth of
+    # its time.
+    gc.freeze()
+    gc.set_threshold(100_000, 50, 50)
     use_compile_cache(os.environ.get("LDMSCALE_COMPILE_CACHE", COMPILE_CACHE))
     with _sentences():
         hosts.connect()

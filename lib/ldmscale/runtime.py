@@ -25,6 +25,8 @@ FLAGS = (
 # LLVM's second and third level cost half as much compilation again and gain nothing measurable; on a GPU, where the
 # same flag rules, they may.
 CPU_ONLY_FLAGS = ("--xla_backend_optimization_level=1",)
+# Of one thread alone: to cut a program into 32 that are compiled side by side costs it a quarter of the compilation.
+WHOLE = "--xla_cpu_parallel_codegen_split_count=1"
 
 
 def prepare() -> None:
@@ -98,3 +100,6 @@ def use_threads(count: int) -> None:
     The study's networks are small: two processes of one thread each finish far more than one process of two.
     """
     os.environ["NPROC"] = str(count)  # what XLA's CPU client sizes its thread pool by
+    flags = os.environ.get("XLA_FLAGS", "")
+    if count == 1 and version("jaxlib") == TUNED_JAXLIB and WHOLE.partition("=")[0] not in flags:
+        os.environ["XLA_FLAGS"] = f"{flags} {WHOLE}".strip()

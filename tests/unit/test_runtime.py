@@ -83,6 +83,17 @@ def test_threads_are_held_for_blas_unless_the_user_says_otherwise(environment):
     assert environment["OPENBLAS_NUM_THREADS"] == "4"
 
 
+def test_one_thread_compiles_a_program_whole(environment):
+    runtime.use_threads(2)
+    assert "XLA_FLAGS" not in environment
+    runtime.use_threads(1)
+    if version("jaxlib") == runtime.TUNED_JAXLIB:
+        assert environment["XLA_FLAGS"] == runtime.WHOLE
+        environment["XLA_FLAGS"] = "--xla_cpu_parallel_codegen_split_count=3"
+        runtime.use_threads(1)
+        assert environment["XLA_FLAGS"] == "--xla_cpu_parallel_codegen_split_count=3"
+
+
 THREADS = """
 import sys
 from ldmscale.runtime import use_compile_cache, use_threads

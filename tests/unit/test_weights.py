@@ -15,6 +15,7 @@ from ldmscale.models.autoencoder import AutoencoderConfig
 from ldmscale.models.clip import CLIPConfig, TextTower
 from ldmscale.models.unet import UNetConfig
 from ldmscale.models.weights import from_tree, read_tensors, to_tree, torch_name, weights_file
+from ldmscale.training import weights
 from ldmscale.training.checkpoint import save_tree
 from ldmscale.training.weights import check_weights, load_weights, parameter_shapes
 
@@ -176,3 +177,30 @@ def test_a_networks_weights_are_read_from_our_own_checkpoints(tmp_path, config):
         if type(other) is not type(config) and not isinstance(other, TextTower):
             with pytest.raises(UserError, match="another network"):
                 check_weights(tmp_path / "step-1.safetensors", other)
+
+
+def test_shapes_are_traced_once_and_again_where_what_was_kept_is_damaged(tmp_path, monkeypatch):
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "cache"))
+    traced = []
+    monkeypatch.setattr(
+        weights, "_traced", lambda config, trace=weights._traced: traced.append(config) or trace(config)
+    )
+
+    def another_process():
+        weights._described.cache_clear()
+        return parameter_shapes(CONFIGS[0])
+
+    first = another_process()
+    (kept,) = (tmp_path / "cache").iterdir()
+    assert another_process() == first and len(traced) == 1
+    whole = kept.read_text()
+    for spoilt in (whole[:-9], whole.replace("conv_in", "conv_up"), "{}", ""):
+        kept.write_text(spoilt)
+        assert another_process() == first
+    assert len(traced) == 5 and kept.read_text() == whole
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "/proc/no/folder")
+    assert another_process() == first
+    monkeypatch.setattr(weights, "version", lambda package: "another")
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "cache"))
+    assert another_process() == first and len(traced) == 7
+    weights._described.cache_clear()

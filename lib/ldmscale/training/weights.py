@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
+from contextlib import suppress
+from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+import ldmscale.models
 from ldmscale.errors import UserError
 from ldmscale.models.adapter import adapter_parameters
 from ldmscale.models.autoencoder import Autoencoder, AutoencoderConfig
@@ -18,7 +25,8 @@ from ldmscale.models.dit import DiTConfig
 from ldmscale.models.network import NetConfig, inputs, least_size, network
 from ldmscale.models.unet import UNetConfig
 from ldmscale.models.unet_weights import load_unet
-from ldmscale.training.checkpoint import is_checkpoint, load_tree
+from ldmscale.provenance import read_json, write_checked
+from ldmscale.training.checkpoint import is_checkpoint, load_tree, named
 
 Config = AutoencoderConfig | CLIPConfig | TextTower | NetConfig
 
@@ -37,8 +45,42 @@ PUBLISHED = {
 
 
 def parameter_shapes(config: Config) -> Any:
-    """Shapes of the network's parameters, nothing allocated."""
+    """Shapes of the network's parameters, nothing allocated.
 
+    Tracing a network for them takes up to a CPU-second, which every job of a study would spend again: where there is a
+    compile cache (:func:`ldmscale.runtime.use_compile_cache`) they are kept in it.
+    """
+    tree: dict[str, Any] = {}
+    for name, (shape, dtype) in _described(config).items():
+        *branches, leaf = name.split(".")
+        place = tree
+        for branch in branches:
+            place = place.setdefault(branch, {})
+        place[leaf] = jax.ShapeDtypeStruct(shape, np.dtype(dtype))
+    return tree
+
+
+@cache
+def _described(config: Config) -> dict[str, tuple[list[int], str]]:
+    """Shape and type of each parameter by its dotted name, kept for this version of the networks' code."""
+    folder = os.environ.get("JAX_COMPILATION_CACHE_DIR")
+    if not folder:
+        return _traced(config)
+    made = hashlib.sha256(f"{config!r} {version('jax')} {version('flax')}".encode())
+    for source in sorted(Path(ldmscale.models.__path__[0]).glob("*.py")):
+        made.update(source.read_bytes())
+    path = Path(folder) / f"shapes-{made.hexdigest()[:32]}.json"
+    try:
+        return read_json(path)["parameters"]
+    except (UserError, KeyError):
+        found = _traced(config)
+        with suppress(OSError):  # a cache that may only be read
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_checked(path, {"parameters": found})
+        return found
+
+
+def _traced(config: Config) -> dict[str, tuple[list[int], str]]:
     def shape(*sizes: int, dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(sizes, dtype)
 
@@ -52,7 +94,8 @@ def parameter_shapes(config: Config) -> Any:
             net, args = TextModel(config), (shape(1, config.context_length, dtype=jnp.int32),)
         case UNetConfig() | DiTConfig():  # of any latent: the parameters do not depend on it
             net, args = network(config), inputs(config, least_size(config), 1)
-    return jax.eval_shape(net.init, jax.random.key(0), *args)["params"]
+    found = jax.eval_shape(net.init, jax.random.key(0), *args)["params"]
+    return {name: (list(x.shape), x.dtype.name) for name, x in named(found)}
 
 
 def load_weights(path: str | Path, config: Config) -> Any:
