@@ -18,6 +18,7 @@ SETTINGS = {  # name: (environment, one vector, short)
     "XLA's fusion emitters": ({"XLA_FLAGS": "--xla_cpu_use_fusion_emitters=true"}, True, False),
     "optimisation level 3": ({"XLA_FLAGS": "--xla_backend_optimization_level=3"}, True, False),
     "not optimised (short runs)": ({}, True, True),
+    "compiled in 32 parts": ({"XLA_FLAGS": "--xla_cpu_parallel_codegen_split_count=32"}, True, False),
     "glibc's own allocation": (dict.fromkeys(ALLOCATOR), True, False),
 }
 ONE = """
