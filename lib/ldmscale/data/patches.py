@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,13 +12,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ldmscale.data.coco import locate
 from ldmscale.data.images import UnreadableImage, open_image
 from ldmscale.data.source import counted
 from ldmscale.errors import UserError
 
 PROBLEMS = {
-    "outside": "images that are links out of the folder",
     "unreadable": "images that cannot be read",
     "small": "images that are too small",
 }
@@ -96,9 +93,6 @@ class Patches:
         return f"{self.folder}: {'; '.join(parts) if parts else 'no problems'}"
 
     def _crops(self, name: str, per_image: int, seed: int) -> list[Patch]:
-        if locate(os.path.realpath(self.folder), name) is None:
-            self.problems.setdefault("outside", []).append(name)
-            return []
         try:
             height, width = pixels(self.folder / name).shape[:2]
         except UnreadableImage as error:

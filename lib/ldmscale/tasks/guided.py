@@ -154,9 +154,14 @@ class GuidedTask:
         a, b, q, guide, weight = (per_sample(drawn[name]) for name in ("a", "b", "q", "guide", "weight"))
         alpha, sigma = levels(self.schedule, t)
         z = alpha * x + sigma * drawn["noise"]
-        x1 = self._clean(frozen, z, t, context, w)
         context2 = jnp.where(guide[..., 0] > 0, jnp.asarray(self.latents.null), context)
-        x2 = self._clean(frozen, a * z + b * x1, t2, context2, w)
+
+        def taught(z: jax.Array, at: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+            x = self._clean(frozen, z, *at, w)
+            return a * z + b * x, x
+
+        # A loop: the teacher is compiled once.
+        _, (x1, x2) = jax.lax.scan(taught, z, (jnp.stack([t, t2]), jnp.stack([context, context2])))
         target = x2 + (q + guide * per_sample(w)) * (x1 - x2)
         error = weight * jnp.square(self._clean(params, z, t, context, w) - target)
         return jnp.mean(error), t, error.mean((1, 2, 3))
