@@ -260,7 +260,7 @@ def train(
         programs[config] = build_step(task, config, shardings, keep[-1] <= SHORT, accumulate, packed)
     step_fn = programs[config]
     frozen = getattr(task, "frozen", None)
-    frozen = jax.tree.map(jnp.asarray, frozen) if mesh is None else place_as_state(frozen, mesh)
+    frozen = jax.device_put(frozen) if mesh is None else place_as_state(frozen, mesh)
     read = task.batch if mesh is None else host_batches(task, mesh)
     ahead = 0 if jax.default_backend() == "cpu" else AHEAD  # whose threads the step itself needs
     save_every = min(max(keep[-1] // 10, SAVES[0]), SAVES[1])
