@@ -25,7 +25,8 @@ FLAGS = (
 # LLVM's second and third level cost half as much compilation again and gain nothing measurable; on a GPU, where the
 # same flag rules, they may.
 CPU_ONLY_FLAGS = ("--xla_backend_optimization_level=1",)
-# Of one thread alone: to cut a program into 32 that are compiled side by side costs it a quarter of the compilation.
+# To cut a program into 32 that are compiled side by side costs a job of one thread, as most are, a quarter of the
+# compilation. Set for every job: one with other flags does not find the others' programs in the cache.
 WHOLE = "--xla_cpu_parallel_codegen_split_count=1"
 
 
@@ -101,5 +102,5 @@ def use_threads(count: int) -> None:
     """
     os.environ["NPROC"] = str(count)  # what XLA's CPU client sizes its thread pool by
     flags = os.environ.get("XLA_FLAGS", "")
-    if count == 1 and version("jaxlib") == TUNED_JAXLIB and WHOLE.partition("=")[0] not in flags:
+    if version("jaxlib") == TUNED_JAXLIB and WHOLE.partition("=")[0] not in flags:
         os.environ["XLA_FLAGS"] = f"{flags} {WHOLE}".strip()

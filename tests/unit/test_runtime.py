@@ -83,14 +83,13 @@ def test_threads_are_held_for_blas_unless_the_user_says_otherwise(environment):
     assert environment["OPENBLAS_NUM_THREADS"] == "4"
 
 
-def test_one_thread_compiles_a_program_whole(environment):
-    runtime.use_threads(2)
-    assert "XLA_FLAGS" not in environment
-    runtime.use_threads(1)
+@pytest.mark.parametrize("count", [1, 2])
+def test_jobs_compile_programs_whole_and_alike(environment, count):
+    runtime.use_threads(count)
     if version("jaxlib") == runtime.TUNED_JAXLIB:
         assert environment["XLA_FLAGS"] == runtime.WHOLE
         environment["XLA_FLAGS"] = "--xla_cpu_parallel_codegen_split_count=3"
-        runtime.use_threads(1)
+        runtime.use_threads(count)
         assert environment["XLA_FLAGS"] == "--xla_cpu_parallel_codegen_split_count=3"
 
 
