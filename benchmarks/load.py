@@ -248,7 +248,7 @@ def figure(n: int, folder: Path, name: str) -> float:
     table = table_of(cells)
     settings = {"fig08": {"models": ["f8", "f32"]}, "fig11": {"baseline": "grid"}}.get(name, {})
     settings = {"experiment": {"fig03": "training", "fig11": "samplers"}.get(name, "grid"), **settings}
-    info = StudyInfo("load", "made up", "made up", "made up", 128, 64, 32)
+    info = StudyInfo("load", "made up", "made up", "made up", 128, 64, 32, 64)
     data = FigureData(table, experiments(cells), settings, None, ["a"], info, models_of(table))
     began = spent()
     save_figure(FIGURES[name](data), folder / "a.pdf", folder / "a.png", 100, "")
@@ -270,7 +270,7 @@ def explorer(n: int, folder: Path) -> float:
     from ldmscale.explorer import explorer_page
 
     table = table_of(grid_of(n))
-    info = StudyInfo("load", "made up", "made up", "made up", 128, 64, 32)
+    info = StudyInfo("load", "made up", "made up", "made up", 128, 64, 32, 64)
     picture = np.zeros((1, 8, 8, 3), np.uint8)
     began = spent()
     explorer_page(table, info, models_of(table), ["a prompt"], lambda cell: picture)

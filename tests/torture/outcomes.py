@@ -20,7 +20,7 @@ def judged(folder: Folder, reference: Reference, said: str = "", but: str | None
     here = files_of(folder)
     wrong = {name for name in here.keys() | reference.files.keys() if here.get(name) != reference.files.get(name)}
     wrong.discard(but)
-    return f"{SILENT}: {len(wrong)} files differ, first {min(wrong)}" if wrong else EQUAL
+    return f"{SILENT}: {len(wrong)} files differ: {', '.join(sorted(wrong)[:4])}" if wrong else EQUAL
 
 
 def again(job: Job, folder: Folder, reference: Reference) -> str:
