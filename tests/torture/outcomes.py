@@ -13,13 +13,16 @@ EQUAL, REFUSED, SKIPPED, SILENT = "equal", "refused", "skipped", "SILENT"
 Outcome = tuple[str, str]
 
 
-def judged(folder: Folder, reference: Reference, said: str = "", but: str | None = None) -> str:
-    """Whether ``folder`` holds the files of the undisturbed run, ``but`` the one that was damaged."""
+def judged(folder: Folder, reference: Reference, said: str = "", but: str | None = None, gone: bool = False) -> str:
+    """Whether ``folder`` holds the files of the undisturbed run, ``but`` the one that was damaged; ``gone``: no others,
+    but not all of them."""
     if "Traceback (most recent call last)" in said:
         return f"{SILENT}: a traceback: {said.strip().splitlines()[-1][:150]}"
     here = files_of(folder)
     wrong = {name for name in here.keys() | reference.files.keys() if here.get(name) != reference.files.get(name)}
     wrong.discard(but)
+    if gone:
+        wrong &= here.keys()
     return f"{SILENT}: {len(wrong)} files differ: {', '.join(sorted(wrong)[:4])}" if wrong else EQUAL
 
 

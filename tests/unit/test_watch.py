@@ -210,6 +210,20 @@ def test_another_configs_records_go(tmp_path):
     assert not list((tmp_path / "samples").iterdir())
 
 
+def test_a_run_that_fails_before_its_first_record_takes_nothing_of_another_configs(tmp_path):
+    """That one's state is still there, so that nothing would make its records and pictures again."""
+    run(tmp_path)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+
+    class Unreadable(Noisy):
+        def batch(self, step, rows=slice(None)):
+            raise UserError("a shard is damaged")
+
+    with pytest.raises(UserError):
+        train(Unreadable(), CONFIG, tmp_path, "another", (20,), say=lambda line: None)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
 def test_watching_changes_no_weights(tmp_path):
     """The parameters after training are those of the plain loss under the plain optimiser."""
     import optax
@@ -236,7 +250,7 @@ def test_a_grid_is_as_square_as_can_be():
 def test_the_writer_is_imported_without_what_it_does_not_need():
     """tensorboardX imports PyTorch where it is installed, which takes longer than many a run."""
     code = ("import sys; from pathlib import Path; from ldmscale.training.watch import Watch; import tempfile; "
-            "w = Watch(Path(tempfile.mkdtemp()), 0); assert 'torch' not in sys.modules; import torch")  # fmt: skip
+            "Watch(Path(tempfile.mkdtemp()), 0)._events; assert 'torch' not in sys.modules; import torch")  # fmt: skip
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "tensorboardX" not in sys.modules or watch.UNUSED

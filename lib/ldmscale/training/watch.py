@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -84,47 +85,54 @@ class Watch:
     """
 
     def __init__(self, folder: Path, step: int):
+        self._folder, self._step = folder, step
+
+    @cached_property
+    def _events(self) -> Any:
+        """The event file, opened with the first record or picture: what a run of another config has left goes then, for
+        one that fails before it must not take them."""
         with _without(UNUSED):
             from tensorboardX import summary
             from tensorboardX.event_file_writer import EventsWriter
             from tensorboardX.proto.event_pb2 import Event, SessionLog
-        self._summary, self._event, self._folder = summary, Event, folder
+        self._summary, self._event, folder = summary, Event, self._folder
         for left in (*folder.glob(EVENTS), *folder.glob(".*.jsonl"), *folder.glob("samples/.*.png")):
             left.unlink()  # a run's before, and what a killed one was writing
-        self._events = EventsWriter(str(folder / "events"))
+        events = EventsWriter(str(folder / "events"))
         # A TensorBoard that is open drops what it has read of the file before.
-        self._events.write_event(Event(step=0, session_log=SessionLog(status=SessionLog.START)))
-        for record in _rewound(folder / METRICS, step):
-            self._scalars(record)
+        events.write_event(Event(step=0, session_log=SessionLog(status=SessionLog.START)))
+        for record in _rewound(folder / METRICS, self._step):
+            events.write_event(self._scalars(record))
         for path in sorted((folder / "samples").glob("step-*.png"), key=_step_of):
-            if _step_of(path) > step:
+            if _step_of(path) > self._step:
                 path.unlink()
             else:
                 with Image.open(path) as image:
-                    self._picture(_step_of(path), np.asarray(image), path.stat().st_mtime)
-        self._events.flush()
+                    events.write_event(self._picture(_step_of(path), np.asarray(image), path.stat().st_mtime))
+        return events
 
     def record(self, record: dict[str, Any]) -> None:
         """Keep the record of a step (see the module)."""
+        events = self._events
         with open(self._folder / METRICS, "a") as file:
             file.write(json.dumps(record) + "\n")
             file.flush()
             os.fsync(file.fileno())
-        self._scalars(record)
-        self._events.flush()
+        events.write_event(self._scalars(record))
+        events.flush()
 
     def pictures(self, step: int, images: np.ndarray) -> None:
         """Keep ``images`` uint8 [N,S,S,3] as the grid of ``step``."""
-        whole, path = grid(images), self._folder / "samples" / f"step-{step}.png"
+        events, whole, path = self._events, grid(images), self._folder / "samples" / f"step-{step}.png"
         with atomic_path(path) as temporary:
             Image.fromarray(whole).save(temporary)
-        self._picture(step, whole, path.stat().st_mtime)
-        self._events.flush()
+        events.write_event(self._picture(step, whole, path.stat().st_mtime))
+        events.flush()
 
     def close(self) -> None:
         self._events.close()
 
-    def _scalars(self, record: dict[str, Any]) -> None:
+    def _scalars(self, record: dict[str, Any]) -> Any:
         values = {tag: record[tag] for tag in ("loss", "grad_norm", "images_per_second")}
         levels = enumerate(record.get("loss_by_level", ()))
         values |= {f"loss_by_level/{level}": loss for level, loss in levels}
@@ -132,11 +140,11 @@ class Watch:
         for tag, value in values.items():
             if value is not None:
                 event.summary.value.add(tag=tag, simple_value=value)
-        self._events.write_event(event)
+        return event
 
-    def _picture(self, step: int, image: np.ndarray, when: float) -> None:
+    def _picture(self, step: int, image: np.ndarray, when: float) -> Any:
         made = self._summary.image("samples", image, dataformats="HWC")
-        self._events.write_event(self._event(step=step, wall_time=when, summary=made))
+        return self._event(step=step, wall_time=when, summary=made)
 
 
 def grid(images: np.ndarray) -> np.ndarray:
