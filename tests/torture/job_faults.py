@@ -108,7 +108,8 @@ def cached(reference: Reference, place: Path, rng: random.Random) -> list[Outcom
 
 
 def starved(reference: Reference, place: Path, rng: random.Random) -> list[Outcome]:
-    """A job gets less memory than it wants, then enough. It may die of it as the system would let it, by a signal."""
+    """A job gets less memory than it wants, then enough. It may die of it as the system would let it: by a signal, or by
+    the C library, which ends a process that has no room for a thread (status 127, and a line that says so)."""
     job, folder, more = _some(reference, rng), copy(reference, place), int(2 ** rng.uniform(0, 9))
     forget(job, folder)
 
@@ -120,7 +121,8 @@ def starved(reference: Reference, place: Path, rng: random.Random) -> list[Outco
     what = f"{job.rule}: {more} MiB more and no further"
     if ended.status == 0:
         return [(what, judged(folder, reference, ended.said))]
-    if ended.status > 0 and ended.sentence is None:
+    by_libc = ended.status == 127 and "cannot allocate memory" in ended.said
+    if ended.status > 0 and ended.sentence is None and not by_libc:
         return [(what, refused(ended))]
     return [(what, again(job, folder, reference))]
 
