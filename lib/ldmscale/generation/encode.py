@@ -12,6 +12,7 @@ import numpy as np
 
 from ldmscale.models.autoencoder import Autoencoder, AutoencoderConfig
 from ldmscale.models.clip import CLIP, CLIPConfig, TextModel, TextTower, preprocess
+from ldmscale.runtime import forward_options
 from ldmscale.tasks.autoencoder import to_unit
 from ldmscale.training.sharding import over_local_devices
 
@@ -46,19 +47,20 @@ class Encoders:
         batch: int = 128,
     ):
         self.batch = batch
+        jit = partial(jax.jit, compiler_options=forward_options())
         if ae is not None:
             net = Autoencoder(ae)
-            self._moments = jax.jit(lambda p, x: net.apply({"params": p}, to_unit(x), method="encode"))
-            self._decode = jax.jit(lambda p, z: _to_pixels(net.apply({"params": p}, z, method="decode")))
+            self._moments = jit(lambda p, x: net.apply({"params": p}, to_unit(x), method="encode"))
+            self._decode = jit(lambda p, z: _to_pixels(net.apply({"params": p}, z, method="decode")))
         if clip is not None:
             towers = CLIP(clip)
             prepare = to_unit if clip.pixels == "unit" else partial(preprocess, image_size=clip.image_size)
-            image = jax.jit(lambda p, x: towers.apply({"params": p}, x, method="encode_image"))
+            image = jit(lambda p, x: towers.apply({"params": p}, x, method="encode_image"))
             self._image = lambda p, x: image(p, prepare(x))
-            self._embed = jax.jit(lambda p, t: towers.apply({"params": p}, t, method="encode_text")[1])
+            self._embed = jit(lambda p, t: towers.apply({"params": p}, t, method="encode_text")[1])
         if text is not None:
             encoder = TextModel(text)
-            self._states = jax.jit(lambda p, t: encoder.apply({"params": p}, t))
+            self._states = jit(lambda p, t: encoder.apply({"params": p}, t))
 
     def moments(self, params: Any, images: np.ndarray, tell: Tell = lambda *_: None) -> tuple[np.ndarray, np.ndarray]:
         """uint8 [N,S,S,3] -> mean and standard deviation of the latents, float32 [N,h,w,C]."""
