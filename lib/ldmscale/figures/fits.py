@@ -51,8 +51,9 @@ def fits(data: FigureData) -> Figure:
         Line2D([], [], linestyle="none", label=""),
         Line2D([], [], label="frontier", **RING),
         Line2D([], [], label="power law", **POWER),
-        Line2D([], [], label="with a floor", **FLOORED),
     ]
+    if any(line.get_color() == FLOORED["color"] for ax in fig.axes for line in ax.lines):
+        handles.append(Line2D([], [], label="with a floor", **FLOORED))
     style.side_legend(fig, [*style.model_handles(models, looks), *handles], "Model, parameters")
     style.add_caption(
         fig,
