@@ -108,8 +108,8 @@ def cached(reference: Reference, place: Path, rng: random.Random) -> list[Outcom
 
 
 def starved(reference: Reference, place: Path, rng: random.Random) -> list[Outcome]:
-    """A job gets less memory than it wants, then enough. It may die of it as the system would let it: by a signal, or by
-    the C library, which ends a process that has no room for a thread (status 127, and a line that says so)."""
+    """A job gets less memory than it wants, then enough. It may die of it as the system would let it: by a signal, or
+    by the C library, which ends a process that has no room for a thread (status 127, and a line that says so)."""
     job, folder, more = _some(reference, rng), copy(reference, place), int(2 ** rng.uniform(0, 9))
     forget(job, folder)
 
