@@ -42,6 +42,8 @@ def content(path: Path) -> object:
     if path.name == "crossover.csv":
         with open(path) as file:
             return [row for row in csv.reader(file) if "seconds" not in row]
+    if path.name == "crossover.md":
+        return [line for line in path.read_text().splitlines() if "| seconds |" not in line]
     if path.name == "metrics.jsonl":
         records = [json.loads(line) for line in path.read_text().splitlines()]
         return [{key: value for key, value in record.items() if key not in MEASURED} for record in records]
