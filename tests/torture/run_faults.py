@@ -109,7 +109,7 @@ def twice(reference: Reference, place: Path, rng: random.Random) -> list[Outcome
         return [(what, f"{SILENT}: both were let in")]
     for process, words in ((first, whole), (second, said)):
         if process.returncode and "lock" not in words.lower():
-            return [(what, f"{SILENT}: it fails without a word on the lock")]
+            return [(what, f"{SILENT}: it fails without a word on the lock: {words.strip()[-300:]}")]
     return [(what, judged(folder, reference, said + whole))]
 
 
