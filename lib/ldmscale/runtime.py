@@ -34,12 +34,16 @@ def prepare() -> None:
     """Set ``XLA_FLAGS`` for the installed jaxlib and BLAS to one thread; leaves what the user has set alone."""
     # Threads of BLAS fight with the other jobs of the study over the same cores; matrices here are small.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    if version("jaxlib") != TUNED_JAXLIB:
-        return
     accelerated = find_spec("jax_plugins") is not None  # where JAX's GPU packages install themselves
-    flags = os.environ.get("XLA_FLAGS", "")
-    missing = [f for f in (*FLAGS, *(() if accelerated else CPU_ONLY_FLAGS)) if f.partition("=")[0] not in flags]
-    os.environ["XLA_FLAGS"] = " ".join([flags, *missing]).strip()
+    _set_flags(*FLAGS, *(() if accelerated else CPU_ONLY_FLAGS))
+
+
+def _set_flags(*ours: str) -> None:
+    """Add to ``XLA_FLAGS`` those that the user has not set, for the release that is known to know them."""
+    if version("jaxlib") == TUNED_JAXLIB:
+        flags = os.environ.get("XLA_FLAGS", "")
+        missing = [flag for flag in ours if flag.partition("=")[0] not in flags]
+        os.environ["XLA_FLAGS"] = " ".join([flags, *missing]).strip()
 
 
 def use_compile_cache(folder: str) -> None:
@@ -101,6 +105,4 @@ def use_threads(count: int) -> None:
     The study's networks are small: two processes of one thread each finish far more than one process of two.
     """
     os.environ["NPROC"] = str(count)  # what XLA's CPU client sizes its thread pool by
-    flags = os.environ.get("XLA_FLAGS", "")
-    if version("jaxlib") == TUNED_JAXLIB and WHOLE.partition("=")[0] not in flags:
-        os.environ["XLA_FLAGS"] = f"{flags} {WHOLE}".strip()
+    _set_flags(WHOLE)

@@ -70,6 +70,7 @@ def test_a_damaged_file_is_none(tmp_path, damage):
     "error, way",
     [
         (ValueError("UNAVAILABLE: Error reading gs://bucket/states/7 [http_response_code='503']"), True),
+        (ValueError("ABORTED: Error reading gs://b/s/7/manifest.ocdbt: All 6 retry attempts failed: CURL error"), True),
         (OSError(5, "Input/output error"), True),
         (FileNotFoundError(2, "No such file"), False),
         (ValueError("DATA_LOSS: CRC-32C checksum verification failed"), False),
@@ -88,6 +89,7 @@ def test_in_a_bucket(tmp_path):
     folder = tmp_path / "model"
     with fake_gcs() as server:
         there = {"STORAGE_EMULATOR_HOST": server.url, "LDMSCALE_STORAGE": f"gs://{BUCKET}/root"}
+        there["TENSORSTORE_GCS_HTTP_URL"] = "http://127.0.0.1:9"  # left by who has talked to another emulator
         server.faults = [["POST", 2, "503"], ["POST", 1, "cut"]]
         status, _, said = run(folder, "begin", **there)
         assert status == -signal.SIGKILL, said

@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import unflatten_dict
 
 import ldmscale.models
 from ldmscale.errors import UserError
@@ -25,7 +26,7 @@ from ldmscale.models.dit import DiTConfig
 from ldmscale.models.network import NetConfig, inputs, least_size, network
 from ldmscale.models.unet import UNetConfig
 from ldmscale.models.unet_weights import load_unet
-from ldmscale.provenance import read_json, write_checked
+from ldmscale.provenance import file_digest, read_json, write_checked
 from ldmscale.training.checkpoint import is_checkpoint, load_tree, named
 
 Config = AutoencoderConfig | CLIPConfig | TextTower | NetConfig
@@ -50,14 +51,9 @@ def parameter_shapes(config: Config) -> Any:
     Tracing a network for them takes up to a CPU-second, which every job of a study would spend again: where there is a
     compile cache (:func:`ldmscale.runtime.use_compile_cache`) they are kept in it.
     """
-    tree: dict[str, Any] = {}
-    for name, (shape, dtype) in _described(config).items():
-        *branches, leaf = name.split(".")
-        place = tree
-        for branch in branches:
-            place = place.setdefault(branch, {})
-        place[leaf] = jax.ShapeDtypeStruct(shape, np.dtype(dtype))
-    return tree
+    described = _described(config).items()
+    shapes = {name: jax.ShapeDtypeStruct(shape, np.dtype(dtype)) for name, (shape, dtype) in described}
+    return unflatten_dict(shapes, sep=".")
 
 
 @cache
@@ -66,10 +62,8 @@ def _described(config: Config) -> dict[str, tuple[list[int], str]]:
     folder = os.environ.get("JAX_COMPILATION_CACHE_DIR")
     if not folder:
         return _traced(config)
-    made = hashlib.sha256(f"{config!r} {version('jax')} {version('flax')}".encode())
-    for source in sorted(Path(ldmscale.models.__path__[0]).glob("*.py")):
-        made.update(source.read_bytes())
-    path = Path(folder) / f"shapes-{made.hexdigest()[:32]}.json"
+    made = f"{config!r} {version('jax')} {version('flax')} {file_digest(ldmscale.models.__path__[0])}"
+    path = Path(folder) / f"shapes-{hashlib.sha256(made.encode()).hexdigest()[:32]}.json"
     try:
         return read_json(path)["parameters"]
     except (UserError, KeyError):
