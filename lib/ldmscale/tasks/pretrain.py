@@ -43,7 +43,7 @@ class PretrainTask:
         chosen = epoch_batch(len(data.mean), self.batch_size, self.seed, step)
         context = data.states[pick_captions(data.first, chosen, self.seed, step)[rows]]
         dropped = np.random.default_rng((self.seed, step, 2)).random(len(chosen))[rows] < self.text_dropout
-        context = np.where(dropped[:, None, None], data.null, context)
+        context[dropped] = data.null  # of a copy
         chosen = chosen[rows]
         return {"mean": data.mean[chosen], "std": data.std[chosen], "context": context}
 
