@@ -9,7 +9,8 @@ jobs compiled, where the study was made with
 
 Floor and compilation are compared with the wall seconds of the jobs, each of one thread, which mean something only
 where nothing else ran: Snakemake looks at a job's CPU seconds now and then, and misses the last of them. Growth is the
-exponent of wall seconds in FLOPs over the models, where there are at least three.
+exponent of wall seconds in FLOPs over the models, where there are at least three. A second table adds the jobs up by
+parts of the study.
 """
 
 from __future__ import annotations
@@ -53,6 +54,28 @@ def measured(folder):
         with open(path) as file:
             found[parts[0]][model] += csv.DictReader(file, delimiter="\t")
     return found
+
+
+PARTS = {
+    "distillation": ("codi", "guided"),
+    "super-resolution and DreamBooth": ("superres", "dreambooth", "pairs", "baselines", "subjects", "class_images"),
+}
+
+
+def parts(folder):
+    """Lines of a table: the seconds of the jobs of each part of the study, by what trains for it or is its task."""
+    found = defaultdict(list)
+    for path in folder.rglob("*.tsv"):
+        names = [part.removeprefix("task=") for part in path.relative_to(folder).with_suffix("").parts]
+        part = next((part for part, stages in PARTS.items() if not set(stages).isdisjoint(names)), "text-to-image")
+        with open(path) as file:
+            found["timing" if names == ["timing"] else part] += [
+                number(job["s"]) for job in csv.DictReader(file, delimiter="\t")
+            ]
+    whole = sum(map(sum, found.values()))
+    yield from ("| part | jobs | wall s | share |", "|---|---:|---:|---:|")
+    for part, times in sorted(found.items(), key=lambda item: -sum(item[1])):
+        yield f"| {part} | {len(times)} | {sum(times):.1f} | {100 * sum(times) / whole:.1f} % |"
 
 
 def work(results):
@@ -116,6 +139,7 @@ def main(results, folder):
         f"{100 * floor / wall:.0f} % | {f'{seconds_compiling:.1f}' if folder else '-'} | - | - | - |"
     )
     print("\n".join(lines))
+    print("\n" + "\n".join(parts(results / "benchmarks")))
     print(f"\nA matrix product reaches {rate / 1e9:.0f} GFLOP/s on one thread.", end=" ")
     if folder:
         rest = sum(value[0] for stage, value in compiling.items() if stage not in spent)
