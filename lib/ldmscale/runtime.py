@@ -34,8 +34,11 @@ def prepare() -> None:
     """Set ``XLA_FLAGS`` for the installed jaxlib and BLAS to one thread; leaves what the user has set alone."""
     # Threads of BLAS fight with the other jobs of the study over the same cores; matrices here are small.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    accelerated = find_spec("jax_plugins") is not None  # where JAX's GPU packages install themselves
-    _set_flags(*FLAGS, *(() if accelerated else CPU_ONLY_FLAGS))
+    _set_flags(*FLAGS, *(() if _gpu_packages() else CPU_ONLY_FLAGS))
+
+
+def _gpu_packages() -> bool:
+    return find_spec("jax_plugins") is not None  # where they install themselves
 
 
 def _set_flags(*ours: str) -> None:
@@ -57,6 +60,10 @@ def use_compile_cache(folder: str) -> None:
         "jax_persistent_cache_min_compile_time_secs": 0.0,
         "jax_persistent_cache_min_entry_size_bytes": -1,
     }
+    if not _gpu_packages():
+        # XLA's own caches are for GPUs. JAX names their folder in a program's options, and so in its key: a study that
+        # is moved or copied would compile everything anew.
+        settings["jax_persistent_cache_enable_xla_caches"] = "none"
     os.environ.update({name.upper(): str(value) for name, value in settings.items()})
     if "jax" in sys.modules:
         for name, value in settings.items():

@@ -177,11 +177,14 @@ def test_what_downstream_figures_show_beside_cells_is_of_this_config_or_refused(
 def test_a_training_that_explodes(copy):
     """One sentence with step, cause and what is kept; taken back, the weights that were there are still there."""
     trained = RESULTS / "models" / "f4" / "pretrain.json"
-    kept = {path.name: path.read_bytes() for path in (copy / trained).with_suffix("").glob("step-*.safetensors")}
-    assert kept
+
+    def weights():
+        return {path.name: path.read_bytes() for path in (copy / trained).with_suffix("").glob("step-*.safetensors")}
+
+    kept = weights()
     said = copy.refused(trained, overlay=own("f4", learning_rate=1.0e6, warmup=0))
     assert re.search(r"the (loss was [\w.+-]+|gradient was nan|parameters were not finite).* step \d+", said), said
     assert "lower learning_rate or lengthen warmup" in said
     assert not (copy / trained).exists()
     copy.run(trained)
-    assert {path.name: path.read_bytes() for path in (copy / trained).with_suffix("").glob("step-*.safetensors")} == kept
+    assert weights() == kept != {}
