@@ -52,7 +52,7 @@ class Generator:
         self.schedule, self.batch, self.seed = schedule, batch, seed
         if self._mesh is not None:
             self.batch = -(-batch // self._mesh.size) * self._mesh.size
-        self._placed: tuple[Any, Any] = (None, None)  # the last weights, and they on the mesh
+        self._placed: tuple[Any, Any] = (None, None)  # the last weights, and they on the device or the mesh
         self.shape = (latent_size, latent_size, net.out_channels)
         self._told = net.guidance_width > 0
         unet, beside = network(net), adapter(net) if adapted else None
@@ -72,11 +72,11 @@ class Generator:
         self._noise = jax.jit(jax.vmap(lambda key: jax.random.normal(key, self.shape)))
 
     def _weights(self, params: Any) -> Any:
-        """``params`` where the program takes them from."""
-        if self._mesh is None:
-            return params
+        """``params`` where the program takes them from: sent there once, not with every batch."""
         if self._placed[0] is not params:
-            self._placed = (params, place_as_state(params, self._mesh))
+            self._placed = (None, None)  # not both at once
+            put = jax.device_put(params) if self._mesh is None else place_as_state(params, self._mesh)
+            self._placed = (params, put)
         return self._placed[1]
 
     def _here(self, tree: Any) -> Any:

@@ -24,6 +24,7 @@ def dinov2_features(weights: str | Path, batch: int = 32) -> tuple[Callable[[np.
     ``weights`` is a file of :func:`ldmscale.models.vit_weights.load_dinov2`, which says what is wrong with others.
     """
     params, config = load_dinov2(weights)
+    params = jax.device_put(params)
     network = jax.jit(lambda params, pixels: ViT(config).apply({"params": params}, imagenet_normalise(pixels)))
 
     def features(images: np.ndarray) -> np.ndarray:

@@ -109,7 +109,7 @@ def dino_features(weights: str | Path, batch: int = 32) -> Callable[[np.ndarray]
     ``weights`` is ``dino_deitsmall16_pretrain.pth`` of facebookresearch, or timm's of the same network. Raises
     UserError where the file does not fit.
     """
-    params = load_vit(weights, DINO_S16)
+    params = jax.device_put(load_vit(weights, DINO_S16))
     network = jax.jit(lambda params, pixels: ViT(DINO_S16).apply({"params": params}, imagenet_normalise(pixels)))
     return lambda images: in_batches(lambda part: network(params, dino_pixels(part)), batch, images)
 

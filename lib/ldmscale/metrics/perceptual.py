@@ -24,7 +24,7 @@ def lpips_distance(net: str, backbone: str | Path, linear: str | Path, batch: in
     UserError for files that do not fit, and, when called, for images too small for the network (31 pixels for "alex",
     16 for "vgg").
     """
-    params = load_lpips(backbone, linear, net)
+    params = jax.device_put(load_lpips(backbone, linear, net))
     network = jax.jit(lambda params, one, other: LPIPS(net).apply({"params": params}, to_unit(one), to_unit(other)))
 
     def distance(one: np.ndarray, other: np.ndarray) -> np.ndarray:
