@@ -44,34 +44,37 @@ def matmul_rate():
     return 2 * 1024**3 / statistics.median(times[2:])
 
 
+def jobs(folder):
+    """Where each job's measurements lie below ``folder``, in parts, and what Snakemake measured of it."""
+    for path in sorted(folder.rglob("*.tsv")):
+        with open(path) as file:
+            yield path.relative_to(folder).with_suffix("").parts, list(csv.DictReader(file, delimiter="\t"))
+
+
 def measured(folder):
     """{stage: {model (empty where a job is for all): [what Snakemake measured of each job]}}."""
     found = defaultdict(lambda: defaultdict(list))
-    for path in sorted(folder.rglob("*.tsv")):
-        parts = path.relative_to(folder).with_suffix("").parts
+    for parts, rows in jobs(folder):
         named = [part.removeprefix("model=") for part in parts if part.startswith("model=")]
         model = named[0] if named else "" if len(parts) == 1 or "=" in parts[1] else parts[1]
-        with open(path) as file:
-            found[parts[0]][model] += csv.DictReader(file, delimiter="\t")
+        found[parts[0]][model] += rows
     return found
 
 
 PARTS = {
-    "distillation": ("codi", "guided"),
-    "super-resolution and DreamBooth": ("superres", "dreambooth", "pairs", "baselines", "subjects", "class_images"),
+    "distillation": {"codi", "guided"},
+    "super-resolution and DreamBooth": {"superres", "dreambooth", "pairs", "baselines", "subjects", "class_images"},
+    "timing": {"timing"},
 }
 
 
-def parts(folder):
+def shares(folder):
     """Lines of a table: the seconds of the jobs of each part of the study, by what trains for it or is its task."""
     found = defaultdict(list)
-    for path in folder.rglob("*.tsv"):
-        names = [part.removeprefix("task=") for part in path.relative_to(folder).with_suffix("").parts]
-        part = next((part for part, stages in PARTS.items() if not set(stages).isdisjoint(names)), "text-to-image")
-        with open(path) as file:
-            found["timing" if names == ["timing"] else part] += [
-                number(job["s"]) for job in csv.DictReader(file, delimiter="\t")
-            ]
+    for parts, rows in jobs(folder):
+        names = {part.removeprefix("task=") for part in parts}
+        part = next((part for part, stages in PARTS.items() if stages & names), "text-to-image")
+        found[part] += [number(row["s"]) for row in rows]
     whole = sum(map(sum, found.values()))
     yield from ("| part | jobs | wall s | share |", "|---|---:|---:|---:|")
     for part, times in sorted(found.items(), key=lambda item: -sum(item[1])):
@@ -112,13 +115,13 @@ def growth(wall, flops):
 
 
 def main(results, folder):
-    jobs, flops, rate = measured(results / "benchmarks"), work(results), matmul_rate()
+    stages, flops, rate = measured(results / "benchmarks"), work(results), matmul_rate()
     compiling = compiled(folder) if folder else {}
     columns = "stage", "jobs", "wall s", "CPU s", "GFLOP", "floor s", "reached", "compile s", "programs", "peak MB"
     lines = [f"| {' | '.join(columns)} | growth |", "|---" + "|---:" * len(columns) + "|"]
     total = np.zeros(5)
     spent = {}
-    for stage, models in jobs.items():
+    for stage, models in stages.items():
         every = [job for of_model in models.values() for job in of_model]
         by_model = {model: sum(number(job["s"]) for job in of_model) for model, of_model in models.items()}
         spent[stage] = sum(by_model.values()), by_model, every
@@ -139,7 +142,7 @@ def main(results, folder):
         f"{100 * floor / wall:.0f} % | {f'{seconds_compiling:.1f}' if folder else '-'} | - | - | - |"
     )
     print("\n".join(lines))
-    print("\n" + "\n".join(parts(results / "benchmarks")))
+    print("\n" + "\n".join(shares(results / "benchmarks")))
     print(f"\nA matrix product reaches {rate / 1e9:.0f} GFLOP/s on one thread.", end=" ")
     if folder:
         rest = sum(value[0] for stage, value in compiling.items() if stage not in spent)

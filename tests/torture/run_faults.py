@@ -110,6 +110,8 @@ def twice(reference: Reference, place: Path, rng: random.Random) -> list[Outcome
     said = second.communicate(timeout=PATIENCE)[0]
     whole = first.communicate(timeout=PATIENCE)[0]
     what = f"a second run after {after:.1f} s" + (", rerun-incomplete" if careful else "")
+    if {first.returncode, second.returncode} == {0} and "Nothing to be done" not in said + whole:
+        return [(what, f"{SILENT}: both were let in")]
     reasons = ("lock",) if careful else ("lock", "seem to be incomplete")
     for process, words, known in ((first, whole, ("lock",)), (second, said, reasons)):
         if process.returncode and not any(reason in words.lower() for reason in known):
