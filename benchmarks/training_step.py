@@ -11,9 +11,10 @@ import sys
 THREADS = 2
 os.environ.update(OMP_NUM_THREADS=str(THREADS))  # PyTorch's own way of waiting: told to sleep it takes twice as long
 
-from ldmscale.runtime import use_threads  # noqa: E402
+from ldmscale.runtime import keep_memory, use_threads  # noqa: E402
 
 use_threads(THREADS)
+keep_memory()  # for both, as every training job does
 
 import jax  # noqa: E402
 import numpy as np  # noqa: E402

@@ -13,7 +13,7 @@ from ldmscale.tasks.autoencoder import AutoencoderTask
 from ldmscale.training.encoders import train_encoder
 from ldmscale.training.weights import check_weights
 
-with job(snakemake) as say:
+with job(snakemake, trains=True) as say:
     params, output = snakemake.params[0], Path(snakemake.output[0])
     config = AutoencoderConfig(**params["net"])
     if params["weights"]:

@@ -11,7 +11,7 @@ from ldmscale.tasks.clip import CLIPTask, caption_rows
 from ldmscale.training.encoders import train_encoder
 from ldmscale.training.weights import check_weights
 
-with job(snakemake) as say:
+with job(snakemake, trains=True) as say:
     params, output = snakemake.params[0], Path(snakemake.output[0])
     config = CLIPConfig(**params["net"])
     if params["weights"]:

@@ -14,7 +14,7 @@ from ldmscale.training.loop import TrainConfig, train
 from ldmscale.training.sharding import Devices
 from ldmscale.training.weights import load_weights
 
-with job(snakemake) as say:
+with job(snakemake, trains=True) as say:
     params, inputs, output = snakemake.params[0], snakemake.params[0]["inputs"], Path(snakemake.output[0])
     devices = Devices.of(snakemake.config, snakemake.wildcards.model)
     base, source = Path(snakemake.input.model), Path(snakemake.input.subjects)

@@ -14,7 +14,7 @@ from ldmscale.training.encoders import load_encoder
 from ldmscale.training.loop import TrainConfig, train
 from ldmscale.training.sharding import Devices
 
-with job(snakemake) as say:
+with job(snakemake, trains=True) as say:
     params, output = snakemake.params[0], Path(snakemake.output[0])
     digest, keep = params["digest"], params["checkpoints"]
     devices = Devices.of(snakemake.config, snakemake.wildcards.model)

@@ -17,7 +17,7 @@ from typing import IO, Any
 from ldmscale import hosts, launch
 from ldmscale.errors import UserError
 from ldmscale.files import unwritable
-from ldmscale.runtime import use_compile_cache, use_threads
+from ldmscale.runtime import keep_memory, use_compile_cache, use_threads
 from ldmscale.text import visible
 
 COMPILE_CACHE = ".cache/jax"
@@ -77,12 +77,13 @@ COUNT = re.compile(r"(\d+)/([1-9]\d*)\b")
 
 
 @contextmanager
-def job(snakemake: Any) -> Iterator[Say]:
+def job(snakemake: Any, trains: bool = False) -> Iterator[Say]:
     """Run a script's body; yields ``say(line)``, which writes to the job's log.
 
     ``snakemake`` is what Snakemake hands to the script, of which its ``log``, ``threads``, ``rule`` and ``resources``
     are read. Where its resources name a launcher (:mod:`ldmscale.launch`), the body does not run here: the script runs
-    on every host, and this process ends with its exit status. Of several hosts the first alone writes the log.
+    on every host, and this process ends with its exit status. Of several hosts the first alone writes the log. One that
+    ``trains`` keeps its memory (:func:`ldmscale.runtime.keep_memory`).
 
     A line that begins with ``done/total`` gets the share that is done and the time left (:class:`Progress`), unless it
     has them. A :class:`UserError` ends the process with status 1 and its sentence on standard error and in the log; any
@@ -93,6 +94,8 @@ def job(snakemake: Any) -> Iterator[Say]:
     with _sentences():
         _launch(snakemake)
     use_threads(snakemake.threads)
+    if trains:
+        keep_memory()
     # Tracing makes hundreds of thousands of objects that stay: looking through them all again and again is a tenth of
     # its time.
     gc.freeze()

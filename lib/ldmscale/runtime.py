@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import sys
 import time
@@ -19,12 +20,15 @@ FLAGS = (
     # YNNPACK fusions return wrong sums for some CPU reductions (jax-ml/jax#39103) and run convolution gradients two to
     # three times slower than XLA's own kernels. An empty value switches them off.
     "--xla_cpu_experimental_ynn_fusion_type=",
-    # The newer emitters of CPU loops make training steps slower (what samples takes them, see forward_options).
+    # The newer emitters of CPU loops make gradients slower (see forward_options for what takes them).
     "--xla_cpu_use_fusion_emitters=false",
 )
 # LLVM's second and third level cost half as much compilation again and gain nothing measurable; on a GPU, where the
 # same flag rules, they may.
 CPU_ONLY_FLAGS = ("--xla_backend_optimization_level=1",)
+# malloc.h's M_MMAP_MAX, nothing in mappings of its own; M_TRIM_THRESHOLD, the heap does not shrink; M_ARENA_MAX, one heap
+# for all threads, for those of others hold no more than 64 MB.
+MALLOC = ((-4, 0), (-1, -1), (-8, 1))
 # To cut a program into 32 that are compiled side by side costs a job of one thread, as most are, a quarter of the
 # compilation. Set for every job: one with other flags does not find the others' programs in the cache.
 WHOLE = "--xla_cpu_parallel_codegen_split_count=1"
@@ -35,6 +39,20 @@ def prepare() -> None:
     # Threads of BLAS fight with the other jobs of the study over the same cores; matrices here are small.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     _set_flags(*FLAGS, *(() if _gpu_packages() else CPU_ONLY_FLAGS))
+
+
+def keep_memory() -> None:
+    """Have glibc keep what is freed, for a process that trains (before the first computation).
+
+    A program takes its megabytes anew at each call: where they come from the system and go back to it, a quarter of a
+    training step are page faults. Not for one that compiles with ``forward_options``, which leaves so many small holes
+    in the heap that to look through them takes longer.
+    """
+    if not _gpu_packages():
+        with suppress(AttributeError, OSError, TypeError):  # another C library, or none to be found by no name
+            mallopt = ctypes.CDLL(None).mallopt
+            for setting in MALLOC:
+                mallopt(*setting)
 
 
 def _gpu_packages() -> bool:
@@ -71,8 +89,9 @@ def use_compile_cache(folder: str) -> None:
 
 
 def forward_options() -> dict[str, bool] | None:
-    """Compiler options, beside the flags, of a program without gradients: sampling with XLA's newer emitters of CPU
-    loops takes 0.6 to 0.8 of the time, for the older ones do not vectorise what they write where they read it."""
+    """Compiler options, beside the flags, of a program without gradients: with XLA's newer emitters of CPU loops
+    sampling takes 0.6 to 0.8 of the time and AdamW half of it, for the older ones do not vectorise what they write
+    where they read it."""
     import jax
 
     tuned = version("jaxlib") == TUNED_JAXLIB and jax.default_backend() == "cpu"

@@ -197,7 +197,8 @@ def test_the_step_that_is_compiled_is_the_loops():
     task = PretrainTask(net, Schedule(), latents, 4, 0.1, 0)
     config = TrainConfig(500_000, 1e-4, 10_000, 0.01, seed=0, ema=0.9999)
     state = jax.eval_shape(lambda: initial_state(task, config))
-    want = build_step(task, config).lower(state, task.batch(0)).as_text()
+    places = state_shardings(state, mesh)  # without which it is two programs on the CPU
+    want = build_step(task, config, places).lower(state, task.batch(0)).as_text()
     assert operations(lowered.as_text()) == operations(want)
     parts = programs.training_step(replace(net, remat=True), 8, 3, 4, mesh, accumulate=2).as_text()
     assert "optimization_barrier" in parts and "optimization_barrier" not in want  # what remat computes again

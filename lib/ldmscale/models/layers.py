@@ -52,11 +52,17 @@ def _im2col_is_faster(height: int, width: int, stride: int) -> bool:
     return min(height, width) < 3 or (stride == 2 and height <= 4)
 
 
+def product(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """``x`` [...,Cin] times ``kernel`` [Cin,Cout]; as one of matrices, for the kernel's gradient, summed over several
+    axes, has both factors transposed in memory by XLA."""
+    return (x.reshape(-1, x.shape[-1]) @ kernel).reshape(*x.shape[:-1], -1)
+
+
 def conv2d(x: jax.Array, kernel: jax.Array, stride: int = 1, padding: Padding = SAME) -> jax.Array:
     """Cross-correlate ``x`` [B,H,W,Cin] with ``kernel`` [k,k,Cin,Cout]; zero padding, square stride."""
     size, _, width_in, width_out = kernel.shape
     if size == 1 and stride == 1:
-        return x @ kernel[0, 0]
+        return product(x, kernel[0, 0])
     if not _im2col_is_faster(x.shape[1], x.shape[2], stride):
         return jax.lax.conv_general_dilated(
             x, kernel, (stride, stride), padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
@@ -69,7 +75,7 @@ def conv2d(x: jax.Array, kernel: jax.Array, stride: int = 1, padding: Padding = 
         for i in range(size)
         for j in range(size)
     ]
-    return jnp.concatenate(patches, axis=-1) @ kernel.reshape(size * size * width_in, width_out)
+    return product(jnp.concatenate(patches, axis=-1), kernel.reshape(size * size * width_in, width_out))
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(1,))
@@ -103,7 +109,7 @@ class Dense(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        y = x @ self.param("kernel", self.init, (x.shape[-1], self.channels)).astype(x.dtype)
+        y = product(x, self.param("kernel", self.init, (x.shape[-1], self.channels)).astype(x.dtype))
         if self.use_bias:
             y = y + spread(self.param("bias", nn.initializers.zeros, (self.channels,)).astype(x.dtype), y.shape)
         return y

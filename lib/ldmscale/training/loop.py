@@ -18,6 +18,8 @@ from ldmscale import hosts, preemption
 from ldmscale.data.loader import batches
 from ldmscale.errors import UserError
 from ldmscale.jobs import Progress
+from ldmscale.models.layers import backend
+from ldmscale.runtime import forward_options
 from ldmscale.storage import StorageError
 from ldmscale.training.checkpoint import load_tree, save_tree
 from ldmscale.training.gradients import gradients
@@ -151,15 +153,21 @@ def build_step(
     and after it. A ``short`` run's program is not optimised: it would compile for longer than it runs. The batch is
     cut into ``accumulate`` microbatches, one after the other, whose gradients' mean is the batch's. ``packed`` is
     :func:`packing` of the task, where it is known.
+
+    On the CPU these are two programs, gradients and update: XLA's emitters of loops that suit the one take twice as
+    long for the other (:func:`ldmscale.runtime.forward_options`).
     """
     optimizer = config.optimizer()
     tree = (packed or packing(task)).unpack if config.flat else lambda params: params
     differentiated = gradients(task, tree, accumulate, shardings and shardings.params)
 
-    def step(state: TrainState, batch: Batch, frozen: Any = None) -> tuple[TrainState, Measured]:
-        key = jax.random.fold_in(jax.random.key(config.seed), state.step)
-        given = () if frozen is None else (tree(state.ema), frozen)
-        (loss, levels), grads = differentiated(state.params, batch, key, *given)
+    def gradient(params: Any, batch: Batch, n: jax.Array, ema: Any, frozen: Any) -> Any:
+        key = jax.random.fold_in(jax.random.key(config.seed), n)
+        given = () if frozen is None else (tree(ema), frozen)
+        return differentiated(params, batch, key, *given)
+
+    def update(state: TrainState, found: Any) -> tuple[TrainState, Measured]:
+        (loss, levels), grads = found
         updates, opt = optimizer.update(grads, state.optimizer, state.params)
         params = optax.apply_updates(state.params, updates)
         d = ema_decay(config.ema, state.step)
@@ -167,9 +175,17 @@ def build_step(
         # The clipping computes the same norm: the compiler makes one of the two.
         return TrainState(state.step + 1, params, ema, opt), Measured(loss, optax.tree.norm(grads), levels)
 
+    optimised = _ONCE if short else None
+    if apart := shardings is None and backend() == "cpu":
+        gradient = jax.jit(gradient, compiler_options=optimised)
+        update = jax.jit(update, donate_argnums=0, compiler_options=forward_options())
+
+    def step(state: TrainState, batch: Batch, frozen: Any = None) -> tuple[TrainState, Measured]:
+        return update(state, gradient(state.params, batch, state.step, state.ema, frozen))
+
     # What is measured is of the whole batch, so every device has it.
     placed = {} if shardings is None else {"out_shardings": (shardings, shardings.step)}
-    return jax.jit(step, donate_argnums=0, compiler_options=_ONCE if short else None, **placed)
+    return step if apart else jax.jit(step, donate_argnums=0, compiler_options=optimised, **placed)
 
 
 def train(
