@@ -26,8 +26,8 @@ FLAGS = (
 # LLVM's second and third level cost half as much compilation again and gain nothing measurable; on a GPU, where the
 # same flag rules, they may.
 CPU_ONLY_FLAGS = ("--xla_backend_optimization_level=1",)
-# malloc.h's M_MMAP_MAX, nothing in mappings of its own; M_TRIM_THRESHOLD, the heap does not shrink; M_ARENA_MAX, one heap
-# for all threads, for those of others hold no more than 64 MB.
+# malloc.h's M_MMAP_MAX, nothing in mappings of its own; M_TRIM_THRESHOLD, the heap does not shrink; M_ARENA_MAX, one
+# heap for all threads, for those of others hold no more than 64 MB.
 MALLOC = ((-4, 0), (-1, -1), (-8, 1))
 # To cut a program into 32 that are compiled side by side costs a job of one thread, as most are, a quarter of the
 # compilation. Set for every job: one with other flags does not find the others' programs in the cache.
