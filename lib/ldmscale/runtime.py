@@ -20,7 +20,8 @@ FLAGS = (
     # YNNPACK fusions return wrong sums for some CPU reductions (jax-ml/jax#39103) and run convolution gradients two to
     # three times slower than XLA's own kernels. An empty value switches them off.
     "--xla_cpu_experimental_ynn_fusion_type=",
-    # The newer emitters of CPU loops make gradients slower (see forward_options for what takes them).
+    # The newer emitters of CPU loops leave a training process's heap in pieces (docs/speed.md); what takes them all the
+    # same says forward_options.
     "--xla_cpu_use_fusion_emitters=false",
 )
 # LLVM's second and third level cost half as much compilation again and gain nothing measurable; on a GPU, where the

@@ -53,9 +53,9 @@ def _im2col_is_faster(height: int, width: int, stride: int) -> bool:
 
 
 def product(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """``x`` [...,Cin] times ``kernel`` [Cin,Cout]; as one of matrices, for the kernel's gradient, summed over several
-    axes, has both factors transposed in memory by XLA."""
-    return (x.reshape(-1, x.shape[-1]) @ kernel).reshape(*x.shape[:-1], -1)
+    """``x`` [...,Cin] times ``kernel`` [Cin,Cout], as a product of matrices: for a kernel's gradient that sums over
+    several axes XLA writes both factors transposed to memory first."""
+    return (x.reshape(-1, x.shape[-1]) @ kernel).reshape(*x.shape[:-1], kernel.shape[1])
 
 
 def conv2d(x: jax.Array, kernel: jax.Array, stride: int = 1, padding: Padding = SAME) -> jax.Array:

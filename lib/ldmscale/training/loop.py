@@ -154,8 +154,8 @@ def build_step(
     cut into ``accumulate`` microbatches, one after the other, whose gradients' mean is the batch's. ``packed`` is
     :func:`packing` of the task, where it is known.
 
-    On the CPU these are two programs, gradients and update: XLA's emitters of loops that suit the one take twice as
-    long for the other (:func:`ldmscale.runtime.forward_options`).
+    On the CPU these are two programs, gradients and update, which takes half the time with emitters that do not suit
+    the gradients' compilation (:func:`ldmscale.runtime.forward_options`).
     """
     optimizer = config.optimizer()
     tree = (packed or packing(task)).unpack if config.flat else lambda params: params
@@ -175,9 +175,9 @@ def build_step(
         # The clipping computes the same norm: the compiler makes one of the two.
         return TrainState(state.step + 1, params, ema, opt), Measured(loss, optax.tree.norm(grads), levels)
 
-    optimised = _ONCE if short else None
+    options = _ONCE if short else None
     if apart := shardings is None and backend() == "cpu":
-        gradient = jax.jit(gradient, compiler_options=optimised)
+        gradient = jax.jit(gradient, compiler_options=options)
         update = jax.jit(update, donate_argnums=0, compiler_options=forward_options())
 
     def step(state: TrainState, batch: Batch, frozen: Any = None) -> tuple[TrainState, Measured]:
@@ -185,7 +185,7 @@ def build_step(
 
     # What is measured is of the whole batch, so every device has it.
     placed = {} if shardings is None else {"out_shardings": (shardings, shardings.step)}
-    return step if apart else jax.jit(step, donate_argnums=0, compiler_options=optimised, **placed)
+    return step if apart else jax.jit(step, donate_argnums=0, compiler_options=options, **placed)
 
 
 def train(
