@@ -46,11 +46,11 @@ def keep_memory() -> None:
     """Have glibc keep what is freed, for a process that trains (before the first computation).
 
     A program takes its megabytes anew at each call: where they come from the system and go back to it, a quarter of a
-    training step are page faults. Not for one that compiles with ``forward_options``, which leaves so many small holes
-    in the heap that to look through them takes longer.
+    training step are page faults. Not for one that compiles a network with ``forward_options``, which leaves so many
+    small holes in the heap that to look through them takes longer.
     """
     if not _gpu_packages():
-        with suppress(AttributeError, OSError, TypeError):  # another C library, or none to be found by no name
+        with suppress(AttributeError, OSError, TypeError):  # another C library
             mallopt = ctypes.CDLL(None).mallopt
             for setting in MALLOC:
                 mallopt(*setting)
