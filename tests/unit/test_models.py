@@ -13,7 +13,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from ldmscale.errors import UserError
-from ldmscale.models import layers
+from ldmscale.models import attention, layers
 from ldmscale.models.autoencoder import Autoencoder, AutoencoderConfig
 from ldmscale.models.clip import CLIP, PRESETS, CLIPConfig, TextModel, TextTower
 from ldmscale.models.clip_weights import load_clip, load_text_model, published_name
@@ -69,11 +69,11 @@ def test_paper_gflops(filters):
     assert round(cost.params / 1e6, 1) == PAPER_PARAMS[filters]
 
 
-def test_costs_do_not_depend_on_the_backend(monkeypatch):
+def test_costs_do_not_depend_on_the_backend():
     costs = []
     for backend in ("cpu", "tpu"):
-        monkeypatch.setattr(layers, "backend", lambda backend=backend: backend)
-        costs.append(network_cost(SMALL, latent_size=8, context_length=5))
+        with layers.traced_for(backend):
+            costs.append(network_cost(SMALL, latent_size=8, context_length=5))
     assert costs[0] == costs[1]
 
 
@@ -151,7 +151,58 @@ def test_attention_in_double_precision():
         scores = np.einsum("bqd,bkd->bqk", query[..., part].astype(np.float64), key[..., part]) / 2
         weights = np.exp(scores) / np.exp(scores).sum(-1, keepdims=True)
         expected[..., part] = weights @ value[..., part]
-    np.testing.assert_allclose(layers.attend(query, key, value, heads=2), expected, atol=1e-5)
+    np.testing.assert_allclose(attention.attend(query, key, value, heads=2), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("heads,queries,keys", [(1, 3, 3), (2, 5, 7), (4, 9, 9)])
+def test_attention_has_the_gradients_of_softmax(monkeypatch, heads, queries, keys, masked):
+    """On the CPU attention and its gradients are written out; elsewhere they are softmax and its."""
+    query, key, value = (2 * normal(2, n, 8, seed=i) for i, n in enumerate((queries, keys, keys)))
+    mask = jnp.where(jnp.tril(jnp.ones((queries, keys), bool)), 0.0, jnp.finfo(jnp.float32).min) if masked else None
+    found = {}
+    for backend in ("cpu", "tpu"):
+        monkeypatch.setattr(attention, "backend", lambda backend=backend: backend)
+        out, vjp = jax.vjp(lambda *args: attention.attend(*args, heads, mask), query, key, value)
+        found[backend] = (out, *vjp(jnp.asarray(normal(2, queries, 8, seed=3))))
+    for ours, expected in zip(found["cpu"], found["tpu"], strict=True):
+        np.testing.assert_allclose(ours, expected, atol=1e-5)
+
+
+def test_attention_keeps_the_type_and_does_not_overflow():
+    query, key, value = (jnp.asarray(normal(1, 4, 8, seed=i), jnp.bfloat16) for i in range(3))
+    out, vjp = jax.vjp(lambda *args: attention.attend(*args, 2), 1000 * query, 1000 * key, value)
+    gradients = vjp(jnp.ones_like(out))
+    assert {x.dtype for x in (out, *gradients)} == {jnp.dtype("bfloat16")}
+    assert all(jnp.isfinite(x.astype(jnp.float32)).all() for x in (out, *gradients))
+
+
+@pytest.mark.parametrize("rows,inputs,outputs", [(6, 5, 7), (64, 80, 80), (300, 24, 8), (1, 96, 200)])
+def test_gradients_of_a_product(rows, inputs, outputs):
+    kernel = normal(inputs, outputs, seed=1)
+    for shape in ((rows,), (2, rows)):
+        x, g = normal(*shape, inputs), normal(*shape, outputs, seed=2)
+        out, vjp = jax.vjp(layers.product, x, kernel)
+        dx, dkernel = vjp(jnp.asarray(g))
+        wide = x.astype(np.float64)
+        np.testing.assert_allclose(out, wide @ kernel, rtol=1e-5, atol=1e-4)
+        np.testing.assert_allclose(dx, g.astype(np.float64) @ kernel.T, rtol=1e-5, atol=1e-4)
+        expected = wide.reshape(-1, inputs).T @ g.reshape(-1, outputs)
+        np.testing.assert_allclose(dkernel, expected, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("height,width", [(1, 1), (2, 3), (5, 4)])
+def test_a_convolution_of_the_doubled_image(height, width):
+    x, kernel = normal(2, height, width, 3), normal(3, 3, 3, 5, seed=1)
+    g = jnp.asarray(normal(2, 2 * height, 2 * width, 5, seed=2))
+    plain = jnp.asarray(x.repeat(2, 1).repeat(2, 2))
+    np.testing.assert_array_equal(layers.nearest(x), plain)
+    out, vjp = jax.vjp(layers.nearest_conv2d, x, kernel)
+    expected, plain_vjp = jax.vjp(layers.conv2d, plain, kernel)
+    np.testing.assert_allclose(out, expected, atol=1e-5)
+    (dx, dkernel), (dplain, dexpected) = vjp(g), plain_vjp(g)
+    np.testing.assert_allclose(dkernel, dexpected, atol=1e-4)
+    np.testing.assert_allclose(dx, dplain.reshape(2, height, 2, width, 2, 3).sum((2, 4)), atol=1e-4)
 
 
 def test_timestep_features():

@@ -25,7 +25,7 @@ from ldmscale.cli.main import main
 from ldmscale.errors import UserError
 from ldmscale.models import layers
 from ldmscale.models.unet import UNetConfig
-from ldmscale.training import loop, programs
+from ldmscale.training import programs
 from ldmscale.training.collectives import Traffic
 from ldmscale.training.loop import TrainConfig, build_step, initial_state
 from ldmscale.training.sharding import device_mesh, replicated, state_shardings
@@ -183,26 +183,26 @@ def test_layers_are_traced_as_for_a_tpu():
     assert "conv_general_dilated" not in operations()
 
 
-def test_the_step_that_is_compiled_is_the_loops(monkeypatch):
+def test_the_step_that_is_compiled_is_the_loops():
     """The operations and their shapes are those of the loop's own step of the same task and batch."""
     from ldmscale.data.encoded import Latents
     from ldmscale.diffusion.schedule import Schedule
     from ldmscale.tasks.pretrain import PretrainTask
 
     net, mesh = replace(TINY, dtype="float32"), device_mesh(jax.devices()[:1])
-    lowered = programs.training_step(net, 8, 3, 4, mesh)
-    rng = np.random.default_rng(0)
-    moments, states = rng.normal(size=(2, 9, 8, 8, 4)).astype(np.float32), np.ones((9, 3, 16), np.float32)
-    latents = Latents(*moments, states, np.arange(10), states[0], 1.0)
-    task = PretrainTask(net, Schedule(), latents, 4, 0.1, 0)
-    config = TrainConfig(500_000, 1e-4, 10_000, 0.01, seed=0, ema=0.9999)
-    state = jax.eval_shape(lambda: initial_state(task, config))
-    monkeypatch.setattr(loop, "backend", lambda: "tpu")  # on the CPU it is two programs
-    want = build_step(task, config).lower(state, task.batch(0)).as_text()
-    assert operations(lowered.as_text()) == operations(want)
-    parts = programs.training_step(replace(net, remat=True), 8, 3, 4, mesh, accumulate=2).as_text()
-    assert "optimization_barrier" in parts and "optimization_barrier" not in want  # what remat computes again
-    assert "tensor<2x8x8x8xf32>" in parts and "tensor<2x8x8x8xf32>" not in want  # two images at a time
+    with layers.traced_for("tpu"):  # on the CPU it is two programs
+        lowered = programs.training_step(net, 8, 3, 4, mesh)
+        rng = np.random.default_rng(0)
+        moments, states = rng.normal(size=(2, 9, 8, 8, 4)).astype(np.float32), np.ones((9, 3, 16), np.float32)
+        latents = Latents(*moments, states, np.arange(10), states[0], 1.0)
+        task = PretrainTask(net, Schedule(), latents, 4, 0.1, 0)
+        config = TrainConfig(500_000, 1e-4, 10_000, 0.01, seed=0, ema=0.9999)
+        state = jax.eval_shape(lambda: initial_state(task, config))
+        want = build_step(task, config).lower(state, task.batch(0)).as_text()
+        assert operations(lowered.as_text()) == operations(want)
+        parts = programs.training_step(replace(net, remat=True), 8, 3, 4, mesh, accumulate=2).as_text()
+        assert "optimization_barrier" in parts and "optimization_barrier" not in want  # what remat computes again
+        assert "tensor<2x8x8x8xf32>" in parts and "tensor<2x8x8x8xf32>" not in want  # two images at a time
 
 
 def operations(text):

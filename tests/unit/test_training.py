@@ -15,6 +15,7 @@ from safetensors.numpy import load_file, save_file
 
 from ldmscale.data.order import epoch_batch
 from ldmscale.errors import UserError
+from ldmscale.training import packing as packing_module
 from ldmscale.training.checkpoint import METADATA, load_tree, save_tree
 from ldmscale.training.loop import (
     TrainConfig,
@@ -132,12 +133,16 @@ def test_in_one_vector_the_numbers_are_those_of_the_tensors():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), *ends)
 
 
-def test_a_tree_lies_in_a_vector_and_comes_back():
+@pytest.mark.parametrize("large", [1, 6, 100])
+def test_a_tree_is_packed_and_comes_back(monkeypatch, large):
+    monkeypatch.setattr(packing_module, "LARGE", large)
     tree = {"b": jnp.arange(6.0).reshape(2, 3), "a": [jnp.array(7.0), jnp.zeros((2, 0))]}
     packed = Packing(tree)
-    vector = packed.pack(tree)
-    assert vector.shape == (7,)
-    jax.tree.map(np.testing.assert_array_equal, packed.unpack(vector), tree)
+    vector, others = packed.pack(tree)
+    assert (vector.shape, [x.shape for x in others]) == {
+        1: ((0,), [(), (2, 3)]), 6: ((1,), [(2, 3)]), 100: ((7,), [])
+    }[large]  # fmt: skip
+    jax.tree.map(np.testing.assert_array_equal, packed.unpack(packed.pack(tree)), tree)
     with pytest.raises(ValueError, match="float32"):
         Packing({"a": jnp.zeros(2, jnp.int32)})
 

@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 
 from ldmscale.errors import UserError
-from ldmscale.models.layers import Attention, Conv, Downsample, GroupNorm, Padding, ResnetBlock, Upsample
+from ldmscale.models.attention import Attention
+from ldmscale.models.layers import Conv, Downsample, GroupNorm, Padding, ResnetBlock, Upsample
 
 NORM_EPSILON = 1e-6
 LOGVAR_RANGE = (-30.0, 20.0)

@@ -19,7 +19,8 @@ from PIL import Image
 
 from ldmscale.config import published
 from ldmscale.errors import UserError
-from ldmscale.models.layers import Dense, LayerNorm, attend
+from ldmscale.models.attention import attend
+from ldmscale.models.layers import Dense, LayerNorm
 
 INITIAL_TEMPERATURE = 0.07
 

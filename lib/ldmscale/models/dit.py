@@ -21,7 +21,8 @@ import jax
 import jax.numpy as jnp
 
 from ldmscale.errors import UserError
-from ldmscale.models.layers import Dense, attend
+from ldmscale.models.attention import attend
+from ldmscale.models.layers import Dense
 from ldmscale.models.unet_layers import (
     MAX_PERIOD,
     TimestepEmbedding,

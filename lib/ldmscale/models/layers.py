@@ -1,4 +1,4 @@
-"""Layers that the U-Net and the autoencoder share: convolution, group norm, attention, resnet block, resampling.
+"""Layers that the U-Net and the autoencoder share: products, convolution, norms, resnet block, resampling.
 
 Activations are NHWC, float32 or bfloat16: parameters are float32, products run in the type of the activations, and
 norms and softmax in float32. Submodule and parameter names follow Hugging Face diffusers with list indices joined by
@@ -55,7 +55,36 @@ def _im2col_is_faster(height: int, width: int, stride: int) -> bool:
 def product(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """``x`` [...,Cin] times ``kernel`` [Cin,Cout], as a product of matrices: for a kernel's gradient that sums over
     several axes XLA writes both factors transposed to memory first."""
-    return (x.reshape(-1, x.shape[-1]) @ kernel).reshape(*x.shape[:-1], kernel.shape[1])
+    rows = x.reshape(-1, x.shape[-1])
+    y = _cpu_product(rows, kernel) if backend() == "cpu" else rows @ kernel
+    return y.reshape(*x.shape[:-1], kernel.shape[1])
+
+
+@jax.custom_vjp
+def _cpu_product(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """``x`` [M,Cin] times ``kernel`` [Cin,Cout]. XLA:CPU's products copy the left factor into blocks, which takes as
+    long as multiplying where it is the larger one: each gradient is written so that the smaller is on the left."""
+    return x @ kernel
+
+
+def _product_forward(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return x @ kernel, (x, kernel)
+
+
+def _product_backward(factors: tuple[jax.Array, jax.Array], g: jax.Array) -> tuple[jax.Array, jax.Array]:
+    x, kernel = factors
+    rows, (inputs, outputs) = len(x), kernel.shape
+    few = rows <= 64 and outputs >= inputs >= 80
+    narrow = rows >= 256 and inputs >= 2 * outputs
+    return (
+        _as_written(kernel @ _as_written(g.T)).T if few else g @ kernel.T,
+        _as_written(_as_written(g.T) @ x).T if narrow else x.T @ g,
+    )
+
+
+# XLA would turn a product of transposed factors back into the one that it came from.
+_as_written = jax.lax.optimization_barrier
+_cpu_product.defvjp(_product_forward, _product_backward)
 
 
 def conv2d(x: jax.Array, kernel: jax.Array, stride: int = 1, padding: Padding = SAME) -> jax.Array:
@@ -76,6 +105,39 @@ def conv2d(x: jax.Array, kernel: jax.Array, stride: int = 1, padding: Padding = 
         for j in range(size)
     ]
     return product(jnp.concatenate(patches, axis=-1), kernel.reshape(size * size * width_in, width_out))
+
+
+def nearest(x: jax.Array) -> jax.Array:
+    """``x`` [B,H,W,C] in twice the height and width, each pixel four times."""
+    batch, height, width, channels = x.shape
+    x = jnp.broadcast_to(x[:, :, None, :, None, :], (batch, height, 2, width, 2, channels))
+    return x.reshape(batch, 2 * height, 2 * width, channels)
+
+
+def nearest_conv2d(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """:func:`conv2d` of :func:`nearest` of ``x`` [B,H,W,Cin] with ``kernel`` [3,3,Cin,Cout], in the type of ``x``.
+
+    Of three neighbours in the doubled image two are the same pixel of ``x``: on the CPU each of the four pixels that
+    come of one is a convolution of 2 x 2 with the sums of the kernel's weights, 16 products where there were 36.
+    """
+    if backend() != "cpu":
+        return conv2d(nearest(x), kernel.astype(x.dtype))
+    batch, height, width, _ = x.shape
+    parts = [
+        jax.lax.conv_general_dilated(
+            x, part.astype(x.dtype), (1, 1), ((1 - i, i), (1 - j, j)), dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+        for i, rows in enumerate(_halves(kernel, 0))
+        for j, part in enumerate(_halves(rows, 1))
+    ]
+    y = jnp.stack(parts, 3).reshape(batch, height, width, 2, 2, -1)
+    return y.transpose(0, 1, 3, 2, 4, 5).reshape(batch, 2 * height, 2 * width, -1)
+
+
+def _halves(kernel: jax.Array, axis: int) -> tuple[jax.Array, jax.Array]:
+    """The kernels, two along ``axis`` and not three, of a doubled image's even and odd pixels."""
+    first, middle, last = jnp.split(kernel, 3, axis)
+    return jnp.concatenate([first, middle + last], axis), jnp.concatenate([first + middle, last], axis)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(1,))
@@ -131,20 +193,25 @@ class LayerNorm(nn.Module):
 
 
 class Conv(nn.Module):
-    """Convolution with bias; ``kernel`` [k,k,Cin,Cout], ``bias`` [Cout]. A zero-initialised one starts as silence."""
+    """Convolution with bias; ``kernel`` [k,k,Cin,Cout], ``bias`` [Cout]. A zero-initialised one starts as silence;
+    one of 3 x 3 may be of the ``doubled`` image (:func:`nearest`)."""
 
     channels: int
     size: int = 3
     stride: int = 1
     padding: Padding = SAME
     zero: bool = False
+    doubled: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         init = nn.initializers.zeros if self.zero else KERNEL_INIT
         kernel = self.param("kernel", init, (self.size, self.size, x.shape[-1], self.channels))
         bias = self.param("bias", nn.initializers.zeros, (self.channels,))
-        y = conv2d(x, kernel.astype(x.dtype), self.stride, self.padding if self.size > 1 else ZERO_PADDING)
+        if self.doubled:
+            y = nearest_conv2d(x, kernel)
+        else:
+            y = conv2d(x, kernel.astype(x.dtype), self.stride, self.padding if self.size > 1 else ZERO_PADDING)
         return y + spread(bias.astype(x.dtype), y.shape)
 
 
@@ -175,41 +242,6 @@ class GroupNorm(nn.Module):
         factor = scale * jax.lax.rsqrt(jnp.maximum(square - mean * mean, 0.0) + self.epsilon)
         shift = bias - mean * factor
         return (x * factor[:, None, None, :] + shift[:, None, None, :]).astype(dtype)
-
-
-def attend(query: jax.Array, key: jax.Array, value: jax.Array, heads: int, mask: jax.Array | None = None) -> jax.Array:
-    """Scaled dot-product attention of ``query`` [B,T,C] over ``key``, ``value`` [B,S,C]; -> [B,T,C].
-
-    ``heads`` splits C; ``mask`` [T,S] is added to the scores. [B,H,T,D] operands keep XLA on matrix products
-    (the [B,T,H,D] form is about three times slower on the CPU).
-    """
-    batch, length, channels = query.shape
-    depth = channels // heads
-
-    def split(x: jax.Array) -> jax.Array:
-        return x.reshape(batch, -1, heads, depth).transpose(0, 2, 1, 3)
-
-    scores = jnp.matmul(split(query * depth**-0.5), split(key).swapaxes(2, 3), preferred_element_type=jnp.float32)
-    if mask is not None:
-        scores = scores + mask
-    out = jax.nn.softmax(scores, axis=-1).astype(value.dtype) @ split(value)
-    return out.transpose(0, 2, 1, 3).reshape(batch, length, channels)
-
-
-class Attention(nn.Module):
-    """Multi-head attention of x [B,T,C] over ``context`` [B,S,D] (itself when None); names as diffusers' Attention."""
-
-    heads: int
-    use_bias: bool = False
-
-    @nn.compact
-    def __call__(self, x: jax.Array, context: jax.Array | None = None) -> jax.Array:
-        source = x if context is None else context
-        channels = x.shape[-1]
-        query = Dense(channels, use_bias=self.use_bias, name="to_q")(x)
-        key = Dense(channels, use_bias=self.use_bias, name="to_k")(source)
-        value = Dense(channels, use_bias=self.use_bias, name="to_v")(source)
-        return Dense(channels, name="to_out_0")(attend(query, key, value, self.heads))
 
 
 class ResnetBlock(nn.Module):
@@ -250,9 +282,7 @@ class Upsample(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, size: tuple[int, int] | None = None) -> jax.Array:
-        batch, height, width, channels = x.shape
-        x = jnp.broadcast_to(x[:, :, None, :, None, :], (batch, height, 2, width, 2, channels))
-        x = x.reshape(batch, 2 * height, 2 * width, channels)
-        if size is not None:
-            x = x[:, : size[0], : size[1]]
-        return Conv(channels, name="conv")(x)
+        channels, doubled = x.shape[-1], (2 * x.shape[1], 2 * x.shape[2])
+        if size in (None, doubled):
+            return Conv(channels, doubled=True, name="conv")(x)
+        return Conv(channels, name="conv")(nearest(x)[:, : size[0], : size[1]])

@@ -13,7 +13,8 @@ import jax
 import jax.numpy as jnp
 
 from ldmscale.errors import UserError
-from ldmscale.models.layers import Attention, Dense, GroupNorm, LayerNorm
+from ldmscale.models.attention import Attention
+from ldmscale.models.layers import Dense, GroupNorm, LayerNorm
 
 TRANSFORMER_NORM_EPSILON = 1e-6
 MAX_PERIOD = 10_000

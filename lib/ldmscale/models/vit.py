@@ -14,7 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from ldmscale.errors import UserError
-from ldmscale.models.layers import Dense, LayerNorm, attend
+from ldmscale.models.attention import attend
+from ldmscale.models.layers import Dense, LayerNorm
 
 NORM_EPSILON = 1e-6
 IMAGENET_MEAN = (0.485, 0.456, 0.406)

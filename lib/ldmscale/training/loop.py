@@ -24,7 +24,7 @@ from ldmscale.storage import StorageError
 from ldmscale.training.checkpoint import load_tree, save_tree
 from ldmscale.training.gradients import gradients
 from ldmscale.training.health import Health
-from ldmscale.training.packing import Packing
+from ldmscale.training.packing import Packing, is_packed
 from ldmscale.training.sharding import Devices, fetch, host_batches, place_as_state, state_shardings
 from ldmscale.training.states import States
 from ldmscale.training.watch import Measured, Watch, record_of
@@ -71,8 +71,8 @@ class Task(Protocol):
 class TrainConfig:
     """AdamW: linear warm-up, then constant or (``decay``) cosine to zero at ``steps``; gradients clipped to norm 1.
 
-    ``flat`` keeps all parameters, their average and AdamW's moments in one vector each: half the program to compile,
-    and no overhead per tensor. On several devices they stay tensors. The numbers are the same.
+    ``flat`` keeps all small parameters, their average and AdamW's moments in one vector each: half the program to
+    compile, and no overhead per tensor. On several devices they stay tensors. The numbers are the same.
     """
 
     steps: int
@@ -97,7 +97,7 @@ class TrainConfig:
 
 
 class TrainState(NamedTuple):
-    """All that a step reads and writes; ``params`` and ``ema`` are trees, or vectors (``TrainConfig.flat``)."""
+    """All that a step reads and writes; ``params`` and ``ema`` are trees, or packed (``TrainConfig.flat``)."""
 
     step: jax.Array
     params: Any
@@ -111,7 +111,7 @@ def ema_decay(decay: float, step: jax.Array) -> jax.Array:
 
 
 def packing(task: Task) -> Packing:
-    """How the parameters of ``task`` lie in one vector."""
+    """How the parameters of ``task`` are packed."""
     return Packing(_shapes(task))
 
 
@@ -235,7 +235,7 @@ def train(
     shardings = None if mesh is None else state_shardings(shapes, mesh)
 
     def stored(state: TrainState) -> TrainState:
-        return jax.tree.map(lambda leaf: packed.unpack(leaf) if leaf.ndim else leaf, state) if packed else state
+        return jax.tree.map(lambda x: packed.unpack(x) if is_packed(x) else x, state, is_leaf=is_packed)
 
     like = jax.eval_shape(stored, shapes)
     if mesh is not None:
@@ -254,14 +254,16 @@ def train(
         del pretrained
     elif config.flat:
         whole = jax.tree.map(np.asarray, state)
-        state = jax.tree.map(lambda x, part: jnp.asarray(Packing.pack(part) if x.ndim else part), shapes, whole)
+        state = jax.tree.map(lambda x, part: Packing.pack(part) if is_packed(x) else part, shapes, whole,
+                             is_leaf=is_packed)  # fmt: skip
+        state = jax.tree.map(jnp.asarray, state)
     if start:
         say(f"resumed at step {start} of {keep[-1]}")
     watch = Watch(folder, start or -1) if hosts.writes() else None
 
     def keep_weights(step: int) -> None:
         # On the host, where cutting the vector into a few hundred arrays has not to be compiled.
-        averaged = packed.unpack(np.asarray(state.ema)) if packed else state.ema
+        averaged = packed.unpack(jax.tree.map(np.asarray, state.ema)) if packed else state.ema
         whole = fetch(averaged)
         pictures = None if draw is None else draw(averaged)  # by all hosts
         if watch:
