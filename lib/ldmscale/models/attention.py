@@ -35,27 +35,24 @@ def _join(x: jax.Array) -> jax.Array:
     return x.transpose(0, 2, 1, 3).reshape(batch, length, heads * depth)
 
 
-def _scores(query: jax.Array, key: jax.Array) -> jax.Array:
-    """[B,H,T,D], [B,H,S,D] -> [B,H,T,S] float32"""
-    return jnp.matmul(query, key.swapaxes(2, 3), preferred_element_type=jnp.float32)
-
-
 def _scaled(query: jax.Array, heads: int) -> jax.Array:
     return query * (query.shape[-1] // heads) ** -0.5
 
 
 def _attend(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array | None, heads: int) -> jax.Array:
-    scores = _scores(_split(_scaled(query, heads), heads), _split(key, heads))
+    query, key, value = (_split(x, heads) for x in (_scaled(query, heads), key, value))
+    scores = jnp.matmul(query, key.swapaxes(2, 3), preferred_element_type=jnp.float32)
     if mask is not None:
         scores = scores + mask
-    return _join(jax.nn.softmax(scores, axis=-1).astype(value.dtype) @ _split(value, heads))
+    return _join(jax.nn.softmax(scores, axis=-1).astype(value.dtype) @ value)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(4,))
 def _attend_cpu(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array | None, heads: int) -> jax.Array:
-    """What passes over [B,H,T,S] cost here, as many of them as products with few channels a head, is left out: the sum
-    of a row's exponentials is that of a column of ones beside the values, and divides what is weighted, not the
-    weights; for the gradient it is the output that is summed, not the weights (Dao et al., arXiv 2205.14135, B.2)."""
+    """As :func:`_attend`, with fewer passes over the scores, each of which costs as much as a product with few channels
+    a head, and quicker ones: scores are [B,H,S,T], so maxima over keys go along vectors; the sum of a query's
+    exponentials is that of a row of ones beside the values, and divides what is weighted, not the weights; for the
+    gradient it is the output that is summed, not the weights (Dao et al., arXiv 2205.14135, B.2)."""
     return _attended(query, key, value, mask, heads, 0)[0]
 
 
@@ -72,27 +69,27 @@ def _attended(
 ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
     """The output and what :func:`_backward` takes; the scores are computed of ``more`` keys than there are."""
     length = key.shape[1]
-    query, key, value = (_split(x, heads) for x in (_scaled(query, heads), key, value))
-    scores = _scores(query, jnp.pad(key, ((0, 0), (0, 0), (0, more), (0, 0))))[..., :length]
+    query, value = (_split(x, heads).swapaxes(2, 3) for x in (_scaled(query, heads), value))
+    key = _split(key, heads)
+    padded = jnp.pad(key, ((0, 0), (0, 0), (0, more), (0, 0)))
+    scores = jnp.matmul(padded, query, preferred_element_type=jnp.float32)[:, :, :length]
     if mask is not None:
-        scores = scores + mask
-    weights = jnp.exp(scores - scores.max(-1, keepdims=True)).astype(value.dtype)
-    values = jnp.concatenate([value, jnp.ones((*value.shape[:-1], 1), value.dtype)], axis=-1)
-    summed = jnp.matmul(weights, values, preferred_element_type=jnp.float32)
-    total = summed[..., -1:]
-    out = (summed[..., :-1] / total).astype(value.dtype)
-    return _join(out), (query, key, values, weights, total, out)
+        scores = scores + mask.T
+    weights = jnp.exp(scores - scores.max(2, keepdims=True)).astype(value.dtype)
+    values = jnp.concatenate([value, jnp.ones((*value.shape[:2], 1, length), value.dtype)], axis=2)
+    summed = jnp.matmul(values, weights, preferred_element_type=jnp.float32)
+    total = summed[:, :, -1:]
+    out = (summed[:, :, :-1] / total).astype(value.dtype)
+    return _join(out.swapaxes(2, 3)), (query, key, values, weights, total, out)
 
 
 def _backward(heads: int, kept: tuple[jax.Array, ...], cotangent: jax.Array) -> tuple[jax.Array | None, ...]:
     query, key, values, weights, total, out = kept
-    g = _split(cotangent, heads) / total.astype(cotangent.dtype)
-    mean = (g * out).sum(-1, keepdims=True)
-    scores = weights * (jnp.concatenate([g, -mean], axis=-1) @ values.swapaxes(2, 3))
-    # With channels before keys, the longer axis last, these two products take half as long.
-    dkey = jnp.einsum("bhtd,bhts->bhds", query, scores)
-    dvalue = jnp.einsum("bhtd,bhts->bhds", g, weights)
-    return _scaled(_join(scores @ key), heads), _join(dkey.swapaxes(2, 3)), _join(dvalue.swapaxes(2, 3)), None
+    g = _split(cotangent, heads).swapaxes(2, 3) / total.astype(cotangent.dtype)
+    mean = (g * out).sum(2, keepdims=True)
+    scores = weights * (values.swapaxes(2, 3) @ jnp.concatenate([g, -mean], axis=2))
+    dquery = _scaled(_join((key.swapaxes(2, 3) @ scores).swapaxes(2, 3)), heads)
+    return dquery, _join(scores @ query.swapaxes(2, 3)), _join(weights @ g.swapaxes(2, 3)), None
 
 
 _attend_cpu.defvjp(_forward, _backward)
