@@ -30,9 +30,10 @@ CPU_ONLY_FLAGS = ("--xla_backend_optimization_level=1",)
 # malloc.h's M_MMAP_MAX, nothing in mappings of its own; M_TRIM_THRESHOLD, the heap does not shrink; M_ARENA_MAX, one
 # heap for all threads, for those of others hold no more than 64 MB.
 MALLOC = ((-4, 0), (-1, -1), (-8, 1))
-# To cut a program into 32 that are compiled side by side costs a job of one thread, as most are, a quarter of the
-# compilation. Set for every job: one with other flags does not find the others' programs in the cache.
-WHOLE = "--xla_cpu_parallel_codegen_split_count=1"
+# As many parts as there are threads to compile them side by side: the 32 that XLA cuts a program into cost a job of one
+# thread, as most are, a quarter of the compilation. A flag is also part of a program's name in the compile cache, so a
+# job finds those that were compiled for its own number of threads: among these loops are divided when they are compiled.
+PARTS = "--xla_cpu_parallel_codegen_split_count={}"
 
 
 def prepare() -> None:
@@ -132,4 +133,4 @@ def use_threads(count: int) -> None:
     The study's networks are small: two processes of one thread each finish far more than one process of two.
     """
     os.environ["NPROC"] = str(count)  # what XLA's CPU client sizes its thread pool by
-    _set_flags(WHOLE)
+    _set_flags(PARTS.format(count))

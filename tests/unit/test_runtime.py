@@ -84,10 +84,10 @@ def test_threads_are_held_for_blas_unless_the_user_says_otherwise(environment):
 
 
 @pytest.mark.parametrize("count", [1, 2])
-def test_jobs_compile_programs_whole_and_alike(environment, count):
+def test_a_job_compiles_a_program_in_as_many_parts_as_it_has_threads(environment, count):
     runtime.use_threads(count)
     if version("jaxlib") == runtime.TUNED_JAXLIB:
-        assert environment["XLA_FLAGS"] == runtime.WHOLE
+        assert environment["XLA_FLAGS"] == runtime.PARTS.format(count)
         environment["XLA_FLAGS"] = "--xla_cpu_parallel_codegen_split_count=3"
         runtime.use_threads(count)
         assert environment["XLA_FLAGS"] == "--xla_cpu_parallel_codegen_split_count=3"
@@ -125,7 +125,7 @@ def test_where_malloc_cannot_be_told_a_process_trains_all_the_same(monkeypatch):
 THREADS = """
 import sys
 from ldmscale.runtime import use_compile_cache, use_threads
-use_threads(1)
+use_threads(int(sys.argv[2]))
 use_compile_cache(sys.argv[1])
 import jax, os
 jax.jit(lambda x: x @ x)(jax.numpy.ones((400, 400))).block_until_ready()
@@ -134,14 +134,19 @@ print(sum(name.startswith("tf_XLAEigen") for name in names))
 """
 
 
-def programs(folder):
-    """The names, that is the keys, of what a job of one thread leaves in its compile cache ``folder``."""
-    done = subprocess.run([sys.executable, "-c", THREADS, str(folder)], capture_output=True, text=True)
+def programs(folder, threads=1):
+    """The names, that is the keys, of what a job of so many threads leaves in its compile cache ``folder``."""
+    done = subprocess.run([sys.executable, "-c", THREADS, str(folder), str(threads)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert int(done.stdout) == 1
+    assert int(done.stdout) == threads
     return {path.name for path in folder.glob("jit_*-cache")}
 
 
 def test_a_job_computes_in_one_thread_and_leaves_its_programs_for_the_next_wherever_the_cache_lies(tmp_path):
     here = programs(tmp_path / "cache")
     assert here == programs(tmp_path / "study moved" / "cache") != set()
+
+
+def test_a_job_does_not_take_what_was_compiled_for_other_threads(tmp_path):
+    """A loop is divided among threads when it is compiled, and JAX's key does not say among how many."""
+    assert not programs(tmp_path / "one") & programs(tmp_path / "two", threads=2)
