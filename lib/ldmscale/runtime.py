@@ -32,7 +32,7 @@ CPU_ONLY_FLAGS = ("--xla_backend_optimization_level=1",)
 MALLOC = ((-4, 0), (-1, -1), (-8, 1))
 # As many parts as there are threads to compile them side by side: the 32 that XLA cuts a program into cost a job of one
 # thread, as most are, a quarter of the compilation. A flag is also part of a program's name in the compile cache, so a
-# job finds those that were compiled for its own number of threads: among these loops are divided when they are compiled.
+# job finds those that were compiled for its own number of threads: loops are divided among them when they are compiled.
 PARTS = "--xla_cpu_parallel_codegen_split_count={}"
 
 
