@@ -22,7 +22,7 @@ from ldmscale.provenance import atomic_path
 
 HERE = Path(__file__).resolve().parent
 PAGE = HERE.parent / "docs" / "benchmarks.md"
-COMPARISONS = ("training_step", "sampling", "grid", "scoring", "data")
+COMPARISONS = ("training_step", "sampling", "layers", "grid", "scoring", "data")
 LIMIT = 20 * 60  # seconds
 
 
