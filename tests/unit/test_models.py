@@ -91,6 +91,11 @@ def test_count_flops_by_hand():
     assert count_flops(lambda i, m: jax.lax.switch(i, branches, m), spec(dtype=jnp.int32), square) == 2 * 2 * 64
     assert count_flops(jax.checkpoint(lambda m: m @ m), square) == 2 * 64
 
+    # The definitions' costs, not those of the CPU's own ways.
+    assert count_flops(layers.nearest_conv2d, spec(2, 4, 5, 3), spec(3, 3, 3, 7)) == 2 * (2 * 8 * 10 * 7) * (9 * 3)
+    texts = spec(2, 11, 6), spec(2, 11, 6)
+    assert count_flops(lambda *a: attention.attend(*a, 3), spec(2, 5, 6), *texts) == 2 * (2 * 2 * 5 * 11 * 6)
+
     def convolve(x, k):
         return jax.lax.conv_general_dilated(x, k, (2, 2), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
