@@ -4,6 +4,7 @@ That the networks compute what they should is tests/parity's to show.
 """
 
 import re
+from functools import partial
 
 import flax.linen as nn
 import jax
@@ -13,7 +14,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from ldmscale.errors import UserError
-from ldmscale.models import attention, layers
+from ldmscale.models import attention, layers, norms, resnet
 from ldmscale.models.autoencoder import Autoencoder, AutoencoderConfig
 from ldmscale.models.clip import CLIP, PRESETS, CLIPConfig, TextModel, TextTower
 from ldmscale.models.clip_weights import load_clip, load_text_model, published_name
@@ -141,11 +142,58 @@ def test_spread_gradient_is_the_sum_over_rows(monkeypatch):
 def test_group_norm_in_double_precision():
     x = normal(2, 4, 3, 12) * 3 + 1.5
     scale, bias = normal(12, seed=1), normal(12, seed=2)
-    ours = layers.GroupNorm(groups=4, epsilon=1e-5).apply({"params": {"scale": scale, "bias": bias}}, x)
+    ours = norms.GroupNorm(groups=4, epsilon=1e-5).apply({"params": {"scale": scale, "bias": bias}}, x)
     groups = x.astype(np.float64).reshape(2, 12, 4, 3)
     mean, variance = groups.mean((1, 3), keepdims=True), groups.var((1, 3), keepdims=True)
     expected = ((groups - mean) / np.sqrt(variance + 1e-5)).reshape(x.shape) * scale + bias
     np.testing.assert_allclose(ours, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("platform", ["cpu", "gpu"])
+@pytest.mark.parametrize("shape", [(2, 4, 3, 12), (1, 1, 1, 16), (3, 1, 5, 36)])
+def test_normalisations_and_their_gradients_are_torchs(shape, platform):
+    import torch
+    import torch.nn.functional as F
+
+    x, scale, bias, cotangent = (
+        3 * normal(*shape) + 1.5,
+        normal(shape[-1], seed=1),
+        normal(shape[-1], seed=2),
+        normal(*shape, seed=3),
+    )
+
+    def channels_first(function):
+        return lambda x, scale, bias: function(x.movedim(-1, 1), scale, bias).movedim(1, -1)
+
+    def applied(module, x, scale, bias):
+        return module.apply({"params": {"scale": scale, "bias": bias}}, x)
+
+    def group_norm(x, scale, bias):
+        return F.group_norm(x, 4, scale, bias, 1e-5)
+
+    cases = [
+        (norms.GroupNorm(4, 1e-5), channels_first(group_norm)),
+        (norms.GroupNorm(4, 1e-5, silu=True), channels_first(lambda *a: F.silu(group_norm(*a)))),
+        (norms.LayerNorm(), lambda x, scale, bias: F.layer_norm(x, shape[-1:], scale, bias)),
+    ]
+    for module, theirs in cases:
+        doubles = [torch.tensor(a, dtype=torch.float64, requires_grad=True) for a in (x, scale, bias)]
+        expected = theirs(*doubles)
+        expected.backward(torch.tensor(cotangent, dtype=torch.float64))
+        with layers.traced_for(platform):
+            out, vjp = jax.vjp(partial(applied, module), x, scale, bias)
+            found = [out, *vjp(jnp.asarray(cotangent))]
+        for ours, double in zip(found, [expected.detach(), *(d.grad for d in doubles)], strict=True):
+            np.testing.assert_allclose(ours, double.numpy(), rtol=1e-4, atol=1e-4 * np.abs(double.numpy()).max())
+
+
+def test_a_saturated_silu_and_a_flat_image_have_finite_gradients():
+    x = np.concatenate([np.full((1, 2, 2, 4), 7.0, np.float32), 1e4 * normal(1, 2, 2, 4)])
+    for silu in (False, True):
+        module = norms.GroupNorm(2, 1e-5, silu=silu)
+        variables = {"params": {"scale": np.full(4, 1e3, np.float32), "bias": np.full(4, -500, np.float32)}}
+        out, vjp = jax.vjp(module.apply, variables, x)
+        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves([out, vjp(out)]))
 
 
 def test_attention_in_double_precision():
@@ -267,7 +315,7 @@ def test_unet_config_names_what_does_not_divide():
 def test_skeleton_is_the_network(size):
     """The drawn blocks are those that run, in their order, with their shapes."""
     ran = []
-    kinds = {layers.ResnetBlock: "resnet", layers.Downsample: "downsample", layers.Upsample: "upsample"}
+    kinds = {resnet.ResnetBlock: "resnet", resnet.Downsample: "downsample", resnet.Upsample: "upsample"}
 
     def record(call, args, kwargs, context):
         out = call(*args, **kwargs)

@@ -13,7 +13,9 @@ import jax.numpy as jnp
 
 from ldmscale.errors import UserError
 from ldmscale.models.attention import Attention
-from ldmscale.models.layers import Conv, Downsample, GroupNorm, Padding, ResnetBlock, Upsample
+from ldmscale.models.layers import Conv, Padding
+from ldmscale.models.norms import GroupNorm
+from ldmscale.models.resnet import Downsample, ResnetBlock, Upsample
 
 NORM_EPSILON = 1e-6
 LOGVAR_RANGE = (-30.0, 20.0)
@@ -126,7 +128,7 @@ class Encoder(nn.Module):
         for i, channels in enumerate(widths):
             x = DownBlock(self.config, channels, i < len(widths) - 1, name=f"down_blocks_{i}")(x)
         x = MidBlock(self.config, name="mid_block")(x)
-        x = nn.silu(GroupNorm(self.config.norm_groups, NORM_EPSILON, name="conv_norm_out")(x))
+        x = GroupNorm(self.config.norm_groups, NORM_EPSILON, silu=True, name="conv_norm_out")(x)
         return Conv(2 * self.config.latent_channels, name="conv_out")(x)
 
 
@@ -142,7 +144,7 @@ class Decoder(nn.Module):
         x = MidBlock(self.config, name="mid_block")(x)
         for i, channels in enumerate(widths):
             x = UpBlock(self.config, channels, i < len(widths) - 1, name=f"up_blocks_{i}")(x)
-        x = nn.silu(GroupNorm(self.config.norm_groups, NORM_EPSILON, name="conv_norm_out")(x))
+        x = GroupNorm(self.config.norm_groups, NORM_EPSILON, silu=True, name="conv_norm_out")(x)
         return Conv(3, name="conv_out")(x)
 
 

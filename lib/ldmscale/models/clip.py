@@ -20,7 +20,8 @@ from PIL import Image
 from ldmscale.config import published
 from ldmscale.errors import UserError
 from ldmscale.models.attention import attend
-from ldmscale.models.layers import Dense, LayerNorm
+from ldmscale.models.layers import Dense
+from ldmscale.models.norms import LayerNorm
 
 INITIAL_TEMPERATURE = 0.07
 

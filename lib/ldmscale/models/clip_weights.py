@@ -13,7 +13,7 @@ import numpy as np
 
 from ldmscale.errors import UserError
 from ldmscale.models.clip import TextTower
-from ldmscale.models.layers import LAYER_NORM_EPSILON
+from ldmscale.models.norms import LAYER_NORM_EPSILON
 from ldmscale.models.published_config import PublishedConfig
 from ldmscale.models.weights import Stored, from_tree, read_tensors, to_tree, torch_name
 

@@ -16,7 +16,9 @@ import jax
 import jax.numpy as jnp
 
 from ldmscale.errors import UserError
-from ldmscale.models.layers import Conv, Downsample, GroupNorm, ResnetBlock, Upsample
+from ldmscale.models.layers import Conv
+from ldmscale.models.norms import GroupNorm
+from ldmscale.models.resnet import Downsample, ResnetBlock, Upsample
 from ldmscale.models.unet_layers import (
     TimestepEmbedding,
     Transformer,
@@ -222,7 +224,7 @@ class UNet(nn.Module):
         last = len(config.widths) - 1
         for i in range(last + 1):
             x = UpBlock(config, last - i, name=f"up_blocks_{i}")(x, skips, embedding, context)
-        x = nn.silu(GroupNorm(config.norm_groups, NORM_EPSILON, name="conv_norm_out")(x))
+        x = GroupNorm(config.norm_groups, NORM_EPSILON, silu=True, name="conv_norm_out")(x)
         return Conv(config.out_channels, zero=True, name="conv_out")(x).astype(jnp.float32)
 
 

@@ -14,7 +14,8 @@ import jax.numpy as jnp
 
 from ldmscale.errors import UserError
 from ldmscale.models.attention import Attention
-from ldmscale.models.layers import Dense, GroupNorm, LayerNorm
+from ldmscale.models.layers import Dense
+from ldmscale.models.norms import GroupNorm, LayerNorm
 
 TRANSFORMER_NORM_EPSILON = 1e-6
 MAX_PERIOD = 10_000

@@ -15,7 +15,8 @@ import numpy as np
 
 from ldmscale.errors import UserError
 from ldmscale.models.attention import attend
-from ldmscale.models.layers import Dense, LayerNorm
+from ldmscale.models.layers import Dense
+from ldmscale.models.norms import LayerNorm
 
 NORM_EPSILON = 1e-6
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
