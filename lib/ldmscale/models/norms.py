@@ -19,6 +19,7 @@ import numpy as np
 from ldmscale.models.layers import backend, column_sums, spread
 
 LAYER_NORM_EPSILON = 1e-5
+LARGE = 4096  # values of an image: without gradients, sums of fewer are quicker by XLA's loops than by products
 
 
 class LayerNorm(nn.Module):
@@ -58,7 +59,7 @@ def _layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float)
 
 @partial(jax.custom_vjp, nondiff_argnums=(3,))
 def _layer_norm_cpu(x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float) -> jax.Array:
-    return _layer_norm_forward(x, scale, bias, epsilon)[0]
+    return _layer_norm(x, scale, bias, epsilon)  # without gradients there is less to compile, and this is quicker
 
 
 def _weighed(x: jax.Array, weights: jax.Array) -> jax.Array:
@@ -98,7 +99,8 @@ def _group_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, groups: int, ep
         per_group = sums.reshape(batch, groups, -1).mean(-1, keepdims=True) / (height * width)
         return jnp.broadcast_to(per_group, (batch, groups, channels // groups)).reshape(batch, channels)
 
-    mean, square = group_mean(x.sum((1, 2))), group_mean(jnp.square(x).sum((1, 2)))
+    # One axis after the other: XLA:CPU makes a sum over 32 values or more a reduce-window, of both axes together.
+    mean, square = group_mean(x.sum(1).sum(1)), group_mean(jnp.square(x).sum(1).sum(1))
     factor, shift = _affine(scale, bias, mean, square, epsilon)
     x = x * factor[:, None, None] + shift[:, None, None]
     return nn.silu(x) if silu else x
@@ -120,6 +122,8 @@ def _rate(mean: jax.Array, square: jax.Array, epsilon: float) -> jax.Array:
 def _group_norm_cpu(
     x: jax.Array, scale: jax.Array, bias: jax.Array, groups: int, epsilon: float, silu: bool
 ) -> jax.Array:
+    if x[0].size < LARGE:
+        return _group_norm(x, scale, bias, groups, epsilon, silu)
     return _group_norm_forward(x, scale, bias, groups, epsilon, silu)[0]
 
 
@@ -153,8 +157,8 @@ def _group_norm_backward(
     factor, shift = _affine(scale, bias, mean, square, epsilon)
     if silu:
         y = x * factor[:, None, None] + shift[:, None, None]
-        open_ = nn.sigmoid(y)
-        g = g * (open_ * (1 + y * (1 - open_)))
+        opening = nn.sigmoid(y)
+        g = g * (opening * (1 + y * (1 - opening)))
     rate = _rate(mean, square, epsilon)
     dbias = _pixel_sums(g)
     dscale = (_pixel_sums(g * x) - mean * dbias) * rate
