@@ -75,7 +75,7 @@ rule costs:
 
 
 rule timing:
-    """Seconds that every network takes on this machine, measured with nothing beside it, once programs are compiled."""
+    """Seconds that every network takes on one thread (or the accelerator) of this machine, with nothing beside it."""
     input:
         # What it waits for; nothing of it is read. Not `ancient`: where such an input is made anew, Snakemake passes over
         # a change of params.
@@ -86,7 +86,8 @@ rule timing:
         f"{results}/logs/timing.log",
     benchmark:
         f"{results}/benchmarks/timing.tsv"
-    # The whole machine; elsewhere (an executor without cores of its own) what `--set-threads timing=N` says.
+    # The whole machine, so that nothing runs beside it; elsewhere (an executor without cores of its own) what
+    # `--set-threads timing=N` says.
     threads: workflow.resource_settings.cores or 1
     resources:
         tpu=1,

@@ -77,13 +77,14 @@ COUNT = re.compile(r"(\d+)/([1-9]\d*)\b")
 
 
 @contextmanager
-def job(snakemake: Any, trains: bool = False) -> Iterator[Say]:
+def job(snakemake: Any, trains: bool = False, threads: int | None = None) -> Iterator[Say]:
     """Run a script's body; yields ``say(line)``, which writes to the job's log.
 
     ``snakemake`` is what Snakemake hands to the script, of which its ``log``, ``threads``, ``rule`` and ``resources``
     are read. Where its resources name a launcher (:mod:`ldmscale.launch`), the body does not run here: the script runs
     on every host, and this process ends with its exit status. Of several hosts the first alone writes the log. One that
-    ``trains`` keeps its memory (:func:`ldmscale.runtime.keep_memory`).
+    ``trains`` keeps its memory (:func:`ldmscale.runtime.keep_memory`). Its programs have ``threads``, by default all
+    that Snakemake gives the job.
 
     A line that begins with ``done/total`` gets the share that is done and the time left (:class:`Progress`), unless it
     has them. A :class:`UserError` ends the process with status 1 and its sentence on standard error and in the log; any
@@ -93,7 +94,7 @@ def job(snakemake: Any, trains: bool = False) -> Iterator[Say]:
     log = snakemake.log[0]
     with _sentences():
         _launch(snakemake)
-    use_threads(snakemake.threads)
+    use_threads(threads or snakemake.threads)
     if trains:
         keep_memory()
     # Tracing makes hundreds of thousands of objects that stay: looking through them all again and again is a tenth of

@@ -47,6 +47,7 @@ class Encoders:
         batch: int = 128,
     ):
         self.batch = batch
+        self._placed: tuple[Any, Any] = (None, None)  # the last parameters, and they on the device
         jit = partial(jax.jit, compiler_options=forward_options())
         if ae is not None:
             net = Autoencoder(ae)
@@ -62,31 +63,33 @@ class Encoders:
             encoder = TextModel(text)
             self._states = jit(lambda p, t: encoder.apply({"params": p}, t))
 
+    def _bound(self, program: Callable[..., Any], params: Any) -> Callable[..., Any]:
+        """``program`` with its parameters on the device, sent there once and not with every batch or call."""
+        if self._placed[0] is not params:
+            self._placed = (None, None)  # not both at once
+            self._placed = (params, jax.device_put(params))
+        return partial(program, self._placed[1])
+
     def moments(self, params: Any, images: np.ndarray, tell: Tell = lambda *_: None) -> tuple[np.ndarray, np.ndarray]:
         """uint8 [N,S,S,3] -> mean and standard deviation of the latents, float32 [N,h,w,C]."""
-        mean, logvar = in_batches(_bound(self._moments, params), self.batch, images, tell=tell)
+        mean, logvar = in_batches(self._bound(self._moments, params), self.batch, images, tell=tell)
         return mean, np.exp(0.5 * logvar)
 
     def decode(self, params: Any, z: np.ndarray) -> np.ndarray:
         """Latents in the autoencoder's own scale [N,h,w,C] -> uint8 [N,S,S,3]."""
-        return in_batches(_bound(self._decode, params), self.batch, z)
+        return in_batches(self._bound(self._decode, params), self.batch, z)
 
     def image_features(self, params: Any, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """uint8 [N,S,S,3] -> (features [N,width], unit embedding [N,E])."""
-        return in_batches(_bound(self._image, params), self.batch, images)
+        return in_batches(self._bound(self._image, params), self.batch, images)
 
     def text_embeddings(self, params: Any, tokens: np.ndarray) -> np.ndarray:
         """int32 [N,L] -> CLIP's unit embeddings [N,E]."""
-        return in_batches(_bound(self._embed, params), self.batch, tokens)
+        return in_batches(self._bound(self._embed, params), self.batch, tokens)
 
     def states(self, params: Any, tokens: np.ndarray, tell: Tell = lambda *_: None) -> np.ndarray:
         """int32 [N,L] -> the text encoder's states [N,L,width], what a U-Net attends to."""
-        return in_batches(_bound(self._states, params), self.batch, tokens, tell=tell)
-
-
-def _bound(program: Callable[..., Any], params: Any) -> Callable[..., Any]:
-    """``program`` with its parameters on the device, where every batch would send them again."""
-    return partial(program, jax.device_put(params))
+        return in_batches(self._bound(self._states, params), self.batch, tokens, tell=tell)
 
 
 def _to_pixels(images: jax.Array) -> jax.Array:

@@ -7,18 +7,24 @@ prompts that both share cancels.
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 
 from ldmscale.errors import UserError
 from ldmscale.metrics.frechet import Reference, root_trace
 
 
+@lru_cache(maxsize=2)  # every score of every cell asks for those of the same two splits
 def resample_counts(n: int, replicates: int, seed: int) -> np.ndarray:
-    """How often each of n prompts is drawn in each replicate, int64 [replicates, n]; rows sum to n."""
+    """How often each of n prompts is drawn in each replicate, int64 [replicates, n], not to be written to; rows sum to
+    n."""
     if n < 1 or replicates < 1:
         raise UserError(f"a bootstrap of {replicates} replicates over {n} prompts; both must be at least 1.")
     drawn = np.random.default_rng(seed).integers(n, size=(replicates, n))
-    return np.stack([np.bincount(row, minlength=n) for row in drawn])
+    counts = np.stack([np.bincount(row, minlength=n) for row in drawn])
+    counts.flags.writeable = False
+    return counts
 
 
 def mean_replicates(values: np.ndarray, replicates: int, seed: int) -> np.ndarray:

@@ -17,7 +17,7 @@ Features = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 
 def study_features(
-    config: CLIPConfig, params: Any, clip_name: str, inception: str | None, batch: int = 128
+    config: CLIPConfig, params: Any, clip_name: str, inception: str | None, batch: int = 64
 ) -> tuple[Features, str]:
     """uint8 [N,S,S,3] -> (FID features [N,D], CLIP embeddings [N,E]), and the name of the FID features.
 
