@@ -21,7 +21,13 @@ from measure import compared, header, in_turns  # noqa: E402
 
 from ldmscale.models.attention import attend  # noqa: E402
 from ldmscale.models.layers import conv2d, nearest_conv2d, product, traced_for  # noqa: E402
+from ldmscale.models.norms import GroupNorm, LayerNorm  # noqa: E402
 from ldmscale.runtime import forward_options  # noqa: E402
+
+
+def norm(module):
+    return lambda x, scale, bias: module.apply({"params": {"scale": scale, "bias": bias}}, x)
+
 
 COPIES = 8  # of a layer in a program, so that calling it costs nothing
 # What, the layer, the shapes of its arguments, what the plain way is.
@@ -36,6 +42,13 @@ LAYERS = (
      "convolution of the doubled image"),
     ("3 x 3 convolution of 2 x 2 pixels, 128 channels", conv2d, [(16, 2, 2, 128), (3, 3, 128, 128)], "XLA's"),
     ("308 text states to 64 channels", product, [(308, 1024), (1024, 64)], "matmul"),
+    ("group norm and SiLU of 8 x 8 pixels, 32 channels", norm(GroupNorm(8, 1e-5, silu=True)),
+     [(16, 8, 8, 32), (32,), (32,)], "XLA's sums"),
+    ("group norm and SiLU of 16 x 16 pixels, 64 channels", norm(GroupNorm(32, 1e-5, silu=True)),
+     [(4, 16, 16, 64), (64,), (64,)], "XLA's sums"),
+    ("group norm and SiLU of 32 x 32 pixels, 24 channels", norm(GroupNorm(8, 1e-6, silu=True)),
+     [(16, 32, 32, 24), (24,), (24,)], "XLA's sums"),
+    ("layer norm of 256 pixels, 64 channels", norm(LayerNorm()), [(4, 256, 64), (64,), (64,)], "XLA's sums"),
     ("64 pixels, 256 to 2048 channels", product, [(64, 256), (256, 2048)], "matmul"),
 )  # fmt: skip
 
