@@ -11,21 +11,26 @@ import subprocess
 import sys
 
 ROUNDS, STEPS = 2, 40
-ALLOCATOR = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40)}
 SETTINGS = {  # name: (environment, one vector, short)
     "as the study runs": ({}, True, False),
     "parameters as tensors": ({}, False, False),
     "XLA's fusion emitters": ({"XLA_FLAGS": "--xla_cpu_use_fusion_emitters=true"}, True, False),
     "optimisation level 3": ({"XLA_FLAGS": "--xla_backend_optimization_level=3"}, True, False),
+    "LLVM's strength reduction and unrolling": (
+        {"XLA_FLAGS": "--xla_backend_extra_options=-enable-misched"},
+        True,
+        False,
+    ),
     "not optimised (short runs)": ({}, True, True),
     "compiled in 32 parts": ({"XLA_FLAGS": "--xla_cpu_parallel_codegen_split_count=32"}, True, False),
-    "glibc's own allocation": (dict.fromkeys(ALLOCATOR), True, False),
+    "glibc's own allocation": ({"ITS_OWN_HEAP": "1"}, True, False),
 }
 ONE = """
-import json, sys, time
+import json, os, sys, time
 import numpy as np
-from ldmscale.runtime import use_threads
+from ldmscale.runtime import keep_memory, use_threads
 use_threads(1)
+"ITS_OWN_HEAP" in os.environ or keep_memory()
 import jax
 from ldmscale.config.read import read_study
 from ldmscale.data.encoded import Latents
@@ -58,11 +63,9 @@ print(json.dumps([compiled, float(np.median(took))]))
 
 def measured(filters: int, name: str) -> tuple[float, float]:
     changes, flat, short = SETTINGS[name]
-    environment = {**os.environ, **ALLOCATOR, **changes}
-    environment = {key: value for key, value in environment.items() if value is not None}
     done = subprocess.run(
         [sys.executable, "-c", ONE, json.dumps([filters, flat, short, STEPS])],
-        env=environment, capture_output=True, text=True, check=True,
+        env={**os.environ, **changes}, capture_output=True, text=True, check=True,
     )  # fmt: skip
     return tuple(json.loads(done.stdout.splitlines()[-1]))
 

@@ -7,12 +7,6 @@ params of every rule downstream, and a figure can never pass for current because
 
 import os
 
-# XLA asks for and returns its buffers every step. Left alone, glibc hands each back to the kernel, which spends a third
-# of a small network's step on clearing pages; kept in the process, they are simply used again.
-os.environ.setdefault("MALLOC_ARENA_MAX", "1")
-os.environ.setdefault("MALLOC_MMAP_MAX_", "0")
-os.environ.setdefault("MALLOC_TRIM_THRESHOLD_", str(2**40))
-
 # For ldmscale.storage in every job: where files are kept changes no result, so it is in no rule's params.
 os.environ.update(LDMSCALE_STORAGE=config["storage"] or "")
 
