@@ -84,7 +84,7 @@ def job(snakemake: Any, trains: bool = False, threads: int | None = None) -> Ite
     are read. Where its resources name a launcher (:mod:`ldmscale.launch`), the body does not run here: the script runs
     on every host, and this process ends with its exit status. Of several hosts the first alone writes the log. One that
     ``trains`` keeps its memory (:func:`ldmscale.runtime.keep_memory`). Its programs have ``threads``, by default all
-    that Snakemake gives the job.
+    that Snakemake gives the job; on a CPU each is a device to one that does not train, which cuts batches over them.
 
     A line that begins with ``done/total`` gets the share that is done and the time left (:class:`Progress`), unless it
     has them. A :class:`UserError` ends the process with status 1 and its sentence on standard error and in the log; any
@@ -94,7 +94,8 @@ def job(snakemake: Any, trains: bool = False, threads: int | None = None) -> Ite
     log = snakemake.log[0]
     with _sentences():
         _launch(snakemake)
-    use_threads(threads or snakemake.threads)
+    count = threads or snakemake.threads
+    use_threads(count, 1 if trains else count)
     if trains:
         keep_memory()
     # Tracing makes hundreds of thousands of objects that stay: looking through them all again and again is a tenth of

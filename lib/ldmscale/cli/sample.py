@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from ldmscale.cli.options import command, whole
 from ldmscale.errors import UserError
+from ldmscale.runtime import use_threads
 
 if TYPE_CHECKING:
     from ldmscale.cells.cell import Cell
@@ -93,6 +94,9 @@ def run(args: argparse.Namespace) -> None:
         raise UserError("--config and --weights choose a member of a study: use them with --model, not --pipeline")
     if args.seed is not None and args.seed > LARGEST_SEED:
         raise UserError(f"--seed is {args.seed}: it must be at most {LARGEST_SEED}")
+    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    _, batch = _batches(len(args.prompt) * args.count, args.batch)
+    use_threads(threads, math.gcd(threads, batch))
     pipeline, seed = member(args)
     seed = seed if args.seed is None else args.seed
     from ldmscale.cells.cell import Cell
@@ -148,11 +152,16 @@ def _folder(path: str, images: int) -> Path:
     return out
 
 
+def _batches(images: int, most: int) -> tuple[int, int]:
+    """How many batches, and of what size: of about one, to which the last is padded."""
+    batches = -(-images // most)
+    return batches, -(-images // batches)
+
+
 def _draw(pipeline: Pipeline, prompts: list[str], cell: Cell, spacing: str, seed: int, most: int, out: Path) -> None:
     from ldmscale.generation.pipeline import draw
 
-    batches = -(-len(prompts) // most)
-    batch = -(-len(prompts) // batches)  # of about one size: the last is padded to it
+    batches, batch = _batches(len(prompts), most)
     common = {**pipeline.origin, "sampler": cell.sampler, "spacing": spacing, "steps": cell.steps, "cfg": cell.cfg,
               "seed": seed, "software": f"ldmscale {version('ldmscale')}"}  # fmt: skip
     who = " ".join(str(v) for k, v in pipeline.origin.items() if k in ("study", "model", "weights", "pipeline"))

@@ -23,7 +23,8 @@ from ldmscale.models.adapter import adapter
 from ldmscale.models.network import NetConfig, network
 from ldmscale.provenance import is_current, write_manifest
 from ldmscale.runtime import forward_options
-from ldmscale.training.sharding import Devices, batch_sharding, fetch, place, place_as_state, replicated
+from ldmscale.training.sharding import Devices, Kept, batch_sharding, cpu_heavy, fetch, place, replicated
+from ldmscale.training.weights import parameter_shapes
 
 
 def image_keys(seed: int, numbers: np.ndarray | jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -49,10 +50,12 @@ class Generator:
         devices: Devices = EVERYWHERE,
     ):  # fmt: skip
         self._mesh = devices.mesh()
+        if self._mesh is not None and devices.fsdp == 1 and cpu_heavy(parameter_shapes(net)):
+            self._mesh = None
         self.schedule, self.batch, self.seed = schedule, batch, seed
         if self._mesh is not None:
             self.batch = -(-batch // self._mesh.size) * self._mesh.size
-        self._placed: tuple[Any, Any] = (None, None)  # the last weights, and they on the device or the mesh
+        self._kept = Kept()
         self.shape = (latent_size, latent_size, net.out_channels)
         self._told = net.guidance_width > 0
         unet, beside = network(net), adapter(net) if adapted else None
@@ -70,14 +73,6 @@ class Generator:
         }
         self._keys = jax.jit(lambda numbers: image_keys(seed, numbers))
         self._noise = jax.jit(jax.vmap(lambda key: jax.random.normal(key, self.shape)))
-
-    def _weights(self, params: Any) -> Any:
-        """``params`` where the program takes them from: sent there once, not with every batch."""
-        if self._placed[0] is not params:
-            self._placed = (None, None)  # not both at once
-            put = jax.device_put(params) if self._mesh is None else place_as_state(params, self._mesh)
-            self._placed = (params, put)
-        return self._placed[1]
 
     def _here(self, tree: Any) -> Any:
         """What is the same for every image, on every device."""
@@ -97,7 +92,7 @@ class Generator:
         ``tell(done, N)`` is called after every batch.
         """
         numbers = draws.numbers
-        weights, null = self._weights(params), self._here(draws.null)
+        weights, null = self._kept(params, self._mesh), self._here(draws.null)
         table = self._here(device_table(step_table(cell.sampler, self.schedule, cell.steps, spacing)))
         program = self._programs["told" if self._told else "free" if cell.cfg != 1.0 else "none"]
         parts = []
@@ -118,7 +113,7 @@ class Generator:
         """
         one, none = np.ones(1), np.zeros(1)
         step = self._here(device_table(StepTable(np.array([t]), a=one, b=-one, c=none, s=none, alpha=one, sigma=one)))
-        weights, null = self._weights(params), self._here(np.zeros_like(states[0]))
+        weights, null = self._kept(params, self._mesh), self._here(np.zeros_like(states[0]))
         parts = []
         for start in range(0, len(z), self.batch):
             rows = np.arange(start, start + self.batch).clip(max=len(z) - 1)  # the last batch is padded

@@ -14,7 +14,7 @@ from ldmscale.models.autoencoder import Autoencoder, AutoencoderConfig
 from ldmscale.models.clip import CLIP, CLIPConfig, TextModel, TextTower, preprocess
 from ldmscale.runtime import forward_options
 from ldmscale.tasks.autoencoder import to_unit
-from ldmscale.training.sharding import over_local_devices
+from ldmscale.training.sharding import Kept, spread
 
 Tell = Callable[[int, int], None]  # how many of how many rows are done
 
@@ -22,16 +22,15 @@ Tell = Callable[[int, int], None]  # how many of how many rows are done
 def in_batches(fn: Callable[..., Any], batch: int, *arrays: np.ndarray, tell: Tell = lambda *_: None) -> Any:
     """Apply ``fn`` to slices of ``batch`` rows and concatenate; the last slice is padded, so one shape is compiled.
 
-    A slice goes to all of this host's devices, where they divide it.
     ``tell(done, rows)`` is called after every slice.
     """
-    count, place = len(arrays[0]), over_local_devices(batch)
+    count = len(arrays[0])
     parts = []
     for start in range(0, count, batch):
         rows = [a[start : start + batch] for a in arrays]
         real = len(rows[0])
         rows = [np.concatenate([r, np.repeat(r[-1:], batch - real, axis=0)]) if real < batch else r for r in rows]
-        parts.append(jax.tree.map(lambda x, n=real: np.asarray(x)[:n], fn(*map(place, rows))))
+        parts.append(jax.tree.map(lambda x, n=real: np.asarray(x)[:n], fn(*rows)))
         tell(start + real, count)
     return jax.tree.map(lambda *xs: np.concatenate(xs), *parts)
 
@@ -47,7 +46,7 @@ class Encoders:
         batch: int = 128,
     ):
         self.batch = batch
-        self._placed: tuple[Any, Any] = (None, None)  # the last parameters, and they on the device
+        self._kept = Kept()
         jit = partial(jax.jit, compiler_options=forward_options())
         if ae is not None:
             net = Autoencoder(ae)
@@ -64,11 +63,7 @@ class Encoders:
             self._states = jit(lambda p, t: encoder.apply({"params": p}, t))
 
     def _bound(self, program: Callable[..., Any], params: Any) -> Callable[..., Any]:
-        """``program`` with its parameters on the device, sent there once and not with every batch or call."""
-        if self._placed[0] is not params:
-            self._placed = (None, None)  # not both at once
-            self._placed = (params, jax.device_put(params))
-        return partial(program, self._placed[1])
+        return spread(program, params, self.batch, self._kept)
 
     def moments(self, params: Any, images: np.ndarray, tell: Tell = lambda *_: None) -> tuple[np.ndarray, np.ndarray]:
         """uint8 [N,S,S,3] -> mean and standard deviation of the latents, float32 [N,h,w,C]."""

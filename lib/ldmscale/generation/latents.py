@@ -52,7 +52,7 @@ def encode_shards(folder: Path, params: Mapping[str, Any], inputs: Any, numbers:
     tokenizer = load_tokenizer(file)
     ae_weights = load_encoder(inputs.autoencoder, of["autoencoder"], ae)
     text_weights = load_encoder(inputs.text, of["text"], text)
-    devices = jax.local_device_count()
+    devices = 1 if jax.default_backend() == "cpu" else jax.local_device_count()  # those of a CPU share its memory
     images, captions = Encoders(ae), Encoders(text=text, batch=CAPTIONS * devices)
     # Before any shard: where one is of this digest, so is the empty caption.
     null = captions.states(text_weights, tokenizer.encode([""], text.context_length))[0]

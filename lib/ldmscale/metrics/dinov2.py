@@ -13,6 +13,7 @@ from PIL import Image
 from ldmscale.generation.encode import in_batches
 from ldmscale.models.vit import ViT, imagenet_normalise
 from ldmscale.models.vit_weights import load_dinov2
+from ldmscale.training.sharding import spread
 
 SIZES = {384: "S", 768: "B", 1024: "L"}
 
@@ -24,11 +25,11 @@ def dinov2_features(weights: str | Path, batch: int = 32) -> tuple[Callable[[np.
     ``weights`` is a file of :func:`ldmscale.models.vit_weights.load_dinov2`, which says what is wrong with others.
     """
     params, config = load_dinov2(weights)
-    params = jax.device_put(params)
-    network = jax.jit(lambda params, pixels: ViT(config).apply({"params": params}, imagenet_normalise(pixels)))
+    program = jax.jit(lambda params, pixels: ViT(config).apply({"params": params}, imagenet_normalise(pixels)))
+    network = spread(program, params, batch)
 
     def features(images: np.ndarray) -> np.ndarray:
-        return in_batches(lambda part: network(params, resized(part, config.image_size)), batch, images)
+        return in_batches(lambda part: network(resized(part, config.image_size)), batch, images)
 
     return features, f"DINOv2 ViT-{SIZES.get(config.width, f'{config.width}-wide')}/{config.patch}"
 

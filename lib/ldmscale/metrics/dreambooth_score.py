@@ -26,6 +26,7 @@ from ldmscale.metrics.features import Features
 from ldmscale.metrics.perceptual import LPIPS_LABELS
 from ldmscale.models.vit import DINO_S16, ViT, imagenet_normalise
 from ldmscale.models.vit_weights import load_vit
+from ldmscale.training.sharding import spread
 
 SPLIT = "dreambooth"
 DINO_LABEL = "DINO ViT-S/16"
@@ -109,9 +110,9 @@ def dino_features(weights: str | Path, batch: int = 32) -> Callable[[np.ndarray]
     ``weights`` is ``dino_deitsmall16_pretrain.pth`` of facebookresearch, or timm's of the same network. Raises
     UserError where the file does not fit.
     """
-    params = jax.device_put(load_vit(weights, DINO_S16))
-    network = jax.jit(lambda params, pixels: ViT(DINO_S16).apply({"params": params}, imagenet_normalise(pixels)))
-    return lambda images: in_batches(lambda part: network(params, dino_pixels(part)), batch, images)
+    program = jax.jit(lambda params, pixels: ViT(DINO_S16).apply({"params": params}, imagenet_normalise(pixels)))
+    network = spread(program, load_vit(weights, DINO_S16), batch)
+    return lambda images: in_batches(lambda part: network(dino_pixels(part)), batch, images)
 
 
 def dino_pixels(images: np.ndarray) -> np.ndarray:

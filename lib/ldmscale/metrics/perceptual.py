@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 
 import jax
@@ -13,6 +12,7 @@ from ldmscale.metrics.dreambooth import Distance
 from ldmscale.models.lpips import LPIPS
 from ldmscale.models.lpips_weights import load_lpips
 from ldmscale.tasks.autoencoder import to_unit
+from ldmscale.training.sharding import spread
 
 LPIPS_LABELS = {"alex": "LPIPS AlexNet", "vgg": "LPIPS VGG"}
 
@@ -24,10 +24,10 @@ def lpips_distance(net: str, backbone: str | Path, linear: str | Path, batch: in
     UserError for files that do not fit, and, when called, for images too small for the network (31 pixels for "alex",
     16 for "vgg").
     """
-    params = jax.device_put(load_lpips(backbone, linear, net))
-    network = jax.jit(lambda params, one, other: LPIPS(net).apply({"params": params}, to_unit(one), to_unit(other)))
+    program = jax.jit(lambda params, one, other: LPIPS(net).apply({"params": params}, to_unit(one), to_unit(other)))
+    network = spread(program, load_lpips(backbone, linear, net), batch)
 
     def distance(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-        return in_batches(partial(network, params), batch, one, other).astype(np.float64)
+        return in_batches(network, batch, one, other).astype(np.float64)
 
     return distance

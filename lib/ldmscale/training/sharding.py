@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -20,6 +21,9 @@ from ldmscale.errors import UserError
 AXES = ("data", "fsdp")
 # Smaller arrays (256 KiB as float32) stay whole: to gather them costs more than they take.
 LEAST_ELEMENTS = 2**16
+# Bytes of a network of which each of a CPU's devices, who share one memory, does not get a copy. Its products are large
+# enough to be divided among threads.
+HEAVY = 2**28
 
 
 @dataclass(frozen=True)
@@ -156,11 +160,37 @@ def fetch(tree: Any) -> Any:
     return jax.tree.map(whole, tree)
 
 
-def over_local_devices(rows: int) -> Callable[[np.ndarray], Any]:
-    """What puts arrays of ``rows`` rows on this host's devices, a part on each; where they do not divide ``rows``, or
-    there is one, arrays stay as they are."""
+def cpu_heavy(params: Any) -> bool:
+    """Whether ``params`` (arrays or their shapes) are over :data:`HEAVY` and would be copied within one memory."""
+    if jax.default_backend() != "cpu" or jax.process_count() > 1:
+        return False
+    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(params)) > HEAVY
+
+
+class Kept:
+    """The last parameters that were asked for, on the devices: sent there once, and not with every batch."""
+
+    def __init__(self) -> None:
+        self._last: tuple[Any, Mesh | None, Any] = (None, None, None)
+
+    def __call__(self, params: Any, mesh: Mesh | None) -> Any:
+        """``params`` cut as a state's on ``mesh``, or on the default device."""
+        given, where, placed = self._last
+        if given is not params or where != mesh:
+            self._last = (None, None, None)  # not both at once
+            placed = jax.device_put(params) if mesh is None else place_as_state(params, mesh)
+            self._last = (params, mesh, placed)
+        return placed
+
+
+def spread(program: Callable[..., Any], params: Any, rows: int, kept: Kept | None = None) -> Callable[..., Any]:
+    """``program(params, *arrays)`` as a function of arrays of ``rows`` rows, of which each of this host's devices gets
+    its part; where there is one, where they do not divide ``rows``, or where ``params`` are :func:`cpu_heavy`, the
+    first gets all. ``kept`` may hold the parameters already."""
     devices = jax.local_devices()
-    if len(devices) == 1 or rows % len(devices):
-        return lambda array: array
-    sharding = batch_sharding(device_mesh(devices))
-    return lambda array: jax.device_put(array, sharding)
+    alone = len(devices) == 1 or rows % len(devices) > 0 or cpu_heavy(params)
+    mesh = None if alone else device_mesh(devices)
+    placed = (kept or Kept())(params, mesh)
+    if mesh is None:
+        return partial(program, placed)
+    return lambda *arrays: program(placed, *jax.device_put(arrays, batch_sharding(mesh)))
