@@ -1,7 +1,8 @@
 """Many cells in one warm process against one process a cell, which imports, compiles, samples and scores.
 
-`python benchmarks/grid.py [--quick] [--cells N] [--model NAME] [--config OVERLAY ...]`, by default 200 cells of
-config.yaml's f8 (samplers, steps and guidance weights; random weights, the study's numbers of prompts). The plain way
+`python benchmarks/grid.py [--quick] [--cells N] [--threads N] [--model NAME] [--config OVERLAY ...]`, by default 200
+cells of config.yaml's f8 (samplers, steps and guidance weights; random weights, the study's numbers of prompts), every
+process with two threads. The plain way
 is measured on three processes, at the least, the middle and the most work of the 200, and their mean taken 200 times:
 without a cache of compiled programs, and with one that the warm process has filled (it began with none). Sampling is
 the time in the sampling program less compilation; what the warm way spends beside it is divided into start,
@@ -32,11 +33,11 @@ def cells(count):
     return [every[i * len(every) // count] for i in range(count)]
 
 
-def run(todo, model, configs, folder):
+def run(todo, model, configs, threads, folder):
     """Generate and score ``todo`` in this process -> seconds of each part."""
     from ldmscale.runtime import use_threads
 
-    use_threads(1)
+    use_threads(threads, devices=threads)
     import jax
     import numpy as np
     from listen.sitecustomize import Outermost
@@ -118,7 +119,8 @@ def process(todo, options, cache=None):
         environment |= {"JAX_COMPILATION_CACHE_DIR": str(cache), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
                         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1"}  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, __file__, "--one", json.dumps([todo, options.model, options.config, folder])]
+        what = json.dumps([todo, options.model, options.config, options.threads, folder])
+        command = [sys.executable, __file__, "--one", what]
         began = time.perf_counter()
         done = subprocess.run(command, capture_output=True, text=True, env=environment)
         wall = time.perf_counter() - began
@@ -140,13 +142,14 @@ def main(options):
             "with a compile cache": [process([cell], options, cache)[0] for cell in few],
         }
     print(header())
+    what = f"{count} cells of {options.model}, generated and scored, {options.threads} threads"
     for name, each in plain.items():
         notes = f"a process a cell, {name}: {len(few)} measured, {min(each):.1f} to {max(each):.1f} s, mean x {count}"
         theirs = sum(each) / len(each) * count
-        print(compared(f"{count} cells of {options.model}, generated and scored", [ours], [theirs], notes))
-    beyond = 100 * (parts["whole"] / parts["sample"] - 1)
+        print(compared(what, [ours], [theirs], notes))
+    beyond = 100 * (parts["whole"] / (parts["sample"] + parts["decode and write"]) - 1)
     shares = ", ".join(f"{part} {parts[part]:.1f} s" for part in parts)
-    print(alone("Overhead beyond sampling in the warm process", f"{beyond:.0f} %", shares))
+    print(alone("Overhead beyond sampling and decoding in the warm process", f"{beyond:.0f} %", shares))
 
 
 if __name__ == "__main__":
@@ -157,6 +160,7 @@ if __name__ == "__main__":
         parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
         parser.add_argument("--quick", action="store_true", help="one process of the plain way instead of three")
         parser.add_argument("--cells", type=int, default=200)
+        parser.add_argument("--threads", type=int, default=2)
         parser.add_argument("--model", default="f8")
         parser.add_argument("--config", nargs="*", default=[])
         main(parser.parse_args())

@@ -1,7 +1,8 @@
 """Guided sampling, decoded, against diffusers' StableDiffusionPipeline with the same networks, scheduler and threads.
 
 `python benchmarks/sampling.py [--quick]`. A cell of 20 DDIM steps at guidance 4 from text states to uint8 images, by
-the programs that draw the study's cells; beside it diffusers' pipeline, given the same text states. Random weights.
+the programs that draw the study's cells in a job of two threads; beside it diffusers' pipeline, given the same text
+states. Random weights.
 """
 
 import os
@@ -12,7 +13,7 @@ os.environ.update(OMP_NUM_THREADS=str(THREADS))  # PyTorch's own way of waiting:
 
 from ldmscale.runtime import use_threads  # noqa: E402
 
-use_threads(THREADS)
+use_threads(THREADS, devices=THREADS)
 
 import jax  # noqa: E402
 import numpy as np  # noqa: E402

@@ -9,6 +9,9 @@ import os
 import sys
 
 THREADS = 2
+if "GLIBC_TUNABLES" not in os.environ:  # for both, as rules/common.smk gives it to every job; read as a process starts
+    os.environ["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"
+    os.execv(sys.executable, [sys.executable, *sys.argv])
 os.environ.update(OMP_NUM_THREADS=str(THREADS))  # PyTorch's own way of waiting: told to sleep it takes twice as long
 
 from ldmscale.runtime import keep_memory, use_threads  # noqa: E402

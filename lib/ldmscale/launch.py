@@ -36,7 +36,7 @@ READS = {
     "xpk": ("cluster", "zone", "project", "tpu_type", "image"),
 }
 # Of the environment, what follows a job to hosts that do not inherit it.
-CARRIED = ("GCSFS_", "GOOGLE_", "JAX_", "LDMSCALE_", "LIBTPU_")
+CARRIED = ("GCSFS_", "GLIBC_", "GOOGLE_", "JAX_", "LDMSCALE_", "LIBTPU_")
 
 
 @dataclass(frozen=True)

@@ -32,9 +32,9 @@ CPU_ONLY_FLAGS = (
     # and scheduling instructions another twentieth.
     "--xla_backend_extra_options=-disable-lsr,-unroll-threshold=0,-enable-misched=false",
 )
-# malloc.h's M_MMAP_MAX, nothing in mappings of its own; M_TRIM_THRESHOLD, the heap does not shrink; M_ARENA_MAX, one
-# heap for all threads, for those of others hold no more than 64 MB.
-MALLOC = ((-4, 0), (-1, -1), (-8, 1))
+# malloc.h's M_MMAP_MAX, nothing in mappings of its own; M_TRIM_THRESHOLD, the heap does not shrink. Threads have heaps
+# of their own: in a common one each product's buffers would be looked for between what compilation leaves.
+MALLOC = ((-4, 0), (-1, -1))
 # As many parts as there are threads to compile them side by side: the 32 that XLA cuts a program into cost a job of one
 # thread, as most are, a quarter of the compilation. A flag is also part of a program's name in the compile cache, so a
 # job finds those that were compiled for its own number of threads: loops are divided among them when they are compiled.
@@ -55,8 +55,7 @@ def keep_memory() -> None:
     """Have glibc keep what is freed, for a process that trains (before the first computation).
 
     A program takes its megabytes anew at each call: where they come from the system and go back to it, a quarter of a
-    training step are page faults. Not for one that compiles a network with ``forward_options``, which leaves so many
-    small holes in the heap that to look through them takes longer.
+    training step are page faults.
     """
     if not _gpu_packages():
         with suppress(AttributeError, OSError, TypeError):  # another C library

@@ -23,7 +23,9 @@ from ldmscale.models.dit import DiTConfig
 from ldmscale.tasks.pretrain import PretrainTask
 from ldmscale.training import loop, sharding
 from ldmscale.training.checkpoint import load_tree
+from ldmscale.training.collectives import collectives
 from ldmscale.training.loop import TrainConfig, train
+from ldmscale.training.programs import sampling
 from ldmscale.training.sharding import Devices
 from ldmscale.training.weights import parameter_shapes
 
@@ -89,6 +91,20 @@ def images(weights, folder, devices):
     return {"images": np.load(folder / CELL.path / "gallery.npy"), "decoded": len(seen)}
 
 
+def spread_over():
+    """How many devices rows go to; what sampling sends between them in its steps, by kind."""
+    program, ones = jax.jit(lambda p, x: p + x), np.ones(2**16, np.float32)
+    rows = {n: np.ones((n, 2**16), np.float32) for n in (8, 12)}
+    devices = {str(n): len(sharding.spread(program, ones, n)(x).sharding.device_set) for n, x in rows.items()}
+    usual, sharding.HEAVY = sharding.HEAVY, ones.nbytes - 1
+    devices["heavy"] = len(sharding.spread(program, ones, 8)(rows[8]).sharding.device_set)
+    sharding.HEAVY = usual
+    kept = sharding.Kept()
+    mesh = Devices().mesh()
+    assert kept(ones, mesh) is kept(ones, mesh) is not kept(ones, None)
+    return {"devices": devices, "sent": list(collectives(sampling(NET, SIZE, 3, 1, mesh).compile().as_text()))}
+
+
 def main(folder, *layouts):
     count = int(os.environ["LDMSCALE_TEST_DEVICES"])
     jax.config.update("jax_num_cpu_devices", count)
@@ -102,6 +118,8 @@ def main(folder, *layouts):
         weights = load_tree(place / f"step-{STEPS}.safetensors", parameter_shapes(NET))[0]
         found = images(weights, place, LAYOUTS[layout])
         np.savez(place / f"found-{hosts.index()}.npz", said=json.dumps(said), **held, **found)
+    if count == 8:
+        (Path(folder) / "spread.json").write_text(json.dumps(spread_over()))
 
 
 if __name__ == "__main__":

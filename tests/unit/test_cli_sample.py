@@ -13,6 +13,7 @@ from PIL import Image
 from ldmscale.cells.cell import Cell
 from ldmscale.cells.chain import Chain
 from ldmscale.cells.plan import Plan
+from ldmscale.cli import sample as command
 from ldmscale.cli.main import main
 from ldmscale.config.read import read_study
 from ldmscale.diffusion.samplers import SAMPLERS
@@ -41,6 +42,14 @@ def study(tmp_path_factory):
     folder = tmp_path_factory.mktemp("study")
     small_study.make(folder)
     return folder
+
+
+@pytest.fixture(autouse=True)
+def threads(monkeypatch):
+    """What the command asks of its threads, kept from this process, which others share: (count, devices) each."""
+    asked = []
+    monkeypatch.setattr(command, "use_threads", lambda count, devices: asked.append((count, devices)))
+    return asked
 
 
 @pytest.fixture
@@ -88,6 +97,14 @@ def sample(out, *arguments, prompts=PROMPTS):
 
 def images(folder):
     return np.stack([np.asarray(Image.open(file)) for file in sorted(folder.glob("*.png"))])
+
+
+def test_as_many_devices_as_divide_a_batch_draw_it(here, threads, tmp_path, monkeypatch):
+    monkeypatch.setattr(command.os, "sched_getaffinity", lambda process: set(range(6)))
+    for count, most, devices in ((1, 8, 1), (4, 8, 2), (9, 4, 3)):
+        argument = ["sample", "--model", "none", "--prompt", "x", "--count", str(count), "--batch", str(most)]
+        assert main([*argument, *CONFIG, "--out", str(tmp_path)]) == 1
+        assert threads.pop() == (6, devices)
 
 
 def refused(capsys, *arguments):

@@ -121,6 +121,15 @@ def test_images_are_the_same_on_any_devices(eight, tmp_path):
     assert np.abs(cut - want["images"]).max() <= 1
 
 
+def test_rows_are_cut_over_devices_that_divide_them_where_copies_of_the_network_are_small(eight):
+    found = json.loads((eight / "spread.json").read_text())
+    assert found["devices"] == {"8": 8, "12": 1, "heavy": 1}
+
+
+def test_sampling_sends_nothing_between_devices(eight):
+    assert json.loads((eight / "spread.json").read_text())["sent"] == []
+
+
 def test_a_run_goes_on_on_fewer_devices(eight, tmp_path):
     """From the state of eight devices at the first checkpoint, as if they had been taken away then."""
     folder = tmp_path / "moved"

@@ -66,18 +66,22 @@ def build_sampler(
     if guidance not in GUIDANCE:
         raise ValueError(f"guidance is {guidance!r}; it must be one of {', '.join(GUIDANCE)}")
 
+    def paired(one, other):
+        # An image's two halves side by side: both lie on its device, and no step sends anything to another.
+        return jnp.stack([one, other], axis=1).reshape(-1, *one.shape[1:])
+
     def eps_of(params, z, t, context, cfg):
         if guidance != "free":
             w = (jnp.broadcast_to(cfg - 1.0, z.shape[:1]),) if guidance == "told" else ()
             return apply_fn(params, z, jnp.broadcast_to(t, z.shape[:1]), context, *w).astype(z.dtype)
-        doubled = jnp.concatenate([z, z])
+        doubled = paired(z, z)
         eps = apply_fn(params, doubled, jnp.broadcast_to(t, doubled.shape[:1]), context).astype(z.dtype)
-        cond, null = jnp.split(eps, 2)
+        cond, null = jnp.moveaxis(eps.reshape(-1, 2, *eps.shape[1:]), 1, 0)
         return null + cfg * (cond - null)
 
     def run(params, table: DeviceTable, cfg, z_T, context, null_context, keys):
         if guidance == "free":
-            context = jnp.concatenate([context, jnp.broadcast_to(null_context, context.shape)])
+            context = paired(context, jnp.broadcast_to(null_context, context.shape))
 
         def step(i, carry):
             z, x0_prev = carry
