@@ -142,14 +142,15 @@ def main(options):
             "with a compile cache": [process([cell], options, cache)[0] for cell in few],
         }
     print(header())
-    what = f"{count} cells of {options.model}, generated and scored, {options.threads} threads"
+    having = f"{options.threads} thread" + "s" * (options.threads != 1)
+    what = f"{count} cells of {options.model}, generated and scored, {having}"
     for name, each in plain.items():
         notes = f"a process a cell, {name}: {len(few)} measured, {min(each):.1f} to {max(each):.1f} s, mean x {count}"
         theirs = sum(each) / len(each) * count
         print(compared(what, [ours], [theirs], notes))
     beyond = 100 * (parts["whole"] / (parts["sample"] + parts["decode and write"]) - 1)
     shares = ", ".join(f"{part} {parts[part]:.1f} s" for part in parts)
-    print(alone("Overhead beyond sampling and decoding in the warm process", f"{beyond:.0f} %", shares))
+    print(alone(f"Overhead beyond sampling and decoding in the warm process, {having}", f"{beyond:.0f} %", shares))
 
 
 if __name__ == "__main__":
