@@ -2,11 +2,10 @@
 
 `python benchmarks/grid.py [--quick] [--cells N] [--threads N] [--model NAME] [--config OVERLAY ...]`, by default 200
 cells of config.yaml's f8 (samplers, steps and guidance weights; random weights, the study's numbers of prompts), every
-process with two threads. The plain way
-is measured on three processes, at the least, the middle and the most work of the 200, and their mean taken 200 times:
-without a cache of compiled programs, and with one that the warm process has filled (it began with none). Sampling is
-the time in the sampling program less compilation; what the warm way spends beside it is divided into start,
-compilation, decoding with writing, and scoring.
+process with two threads, which are two devices. The plain way is measured on three processes, at the least, the middle
+and the most work of the 200, and their mean taken 200 times: without a cache of compiled programs, and with one that
+the warm process has filled (it began with none). Sampling is the time in the sampling program less compilation; what
+the warm way spends beside it is divided into start, compilation, decoding with writing, and scoring.
 """
 
 import argparse

@@ -124,8 +124,8 @@ def test_a_process_that_trains_keeps_its_memory():
     def faults(what):
         return int(subprocess.run([sys.executable, "-c", FAULTS, what], capture_output=True, check=True).stdout)
 
-    # 36 MB ten times, in pages of 2 MB at the most; a heap that shrinks and grows touches a page each time
-    assert faults("does not") > 5 * faults("keeps")
+    # 36 MB ten times, in pages of 2 MB at the most; a thread's heap that grows touches a page each time
+    assert faults("does not") > 100 >= 10 * faults("keeps")
 
 
 def test_where_malloc_cannot_be_told_a_process_trains_all_the_same(monkeypatch):

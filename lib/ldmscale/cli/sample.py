@@ -94,7 +94,7 @@ def run(args: argparse.Namespace) -> None:
         raise UserError("--config and --weights choose a member of a study: use them with --model, not --pipeline")
     if args.seed is not None and args.seed > LARGEST_SEED:
         raise UserError(f"--seed is {args.seed}: it must be at most {LARGEST_SEED}")
-    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    threads = len(os.sched_getaffinity(0))
     _, batch = _batches(len(args.prompt) * args.count, args.batch)
     use_threads(threads, math.gcd(threads, batch))
     pipeline, seed = member(args)
