@@ -32,9 +32,10 @@ CPU_ONLY_FLAGS = (
     # and scheduling instructions another twentieth.
     "--xla_backend_extra_options=-disable-lsr,-unroll-threshold=0,-enable-misched=false",
 )
-# malloc.h's M_MMAP_MAX, nothing in mappings of its own; M_TRIM_THRESHOLD, the heap does not shrink. Threads have heaps
-# of their own: in a common one each product's buffers would be looked for between what compilation leaves.
-MALLOC = ((-4, 0), (-1, -1))
+# malloc.h's M_MMAP_MAX, nothing in mappings of its own; M_TRIM_THRESHOLD, the heap does not shrink; M_TOP_PAD, nor do
+# the heaps of 64 MB that threads have go away as a whole, as they otherwise do as soon as they are empty. Threads have
+# heaps of their own: in a common one each product's buffers would be looked for between what compilation leaves.
+MALLOC = ((-4, 0), (-1, -1), (-2, 64 << 20))
 # As many parts as there are threads to compile them side by side: the 32 that XLA cuts a program into cost a job of one
 # thread, as most are, a quarter of the compilation. A flag is also part of a program's name in the compile cache, so a
 # job finds those that were compiled for its own number of threads: loops are divided among them when they are compiled.
