@@ -46,7 +46,7 @@ class Health:
         """Look at the arrays of the state after step ``done`` too, before anything of it is kept: a finite loss says
         that the parameters were finite before the step."""
         self.now()
-        if not bool(_finite(state)):
+        if not _finite(state):
             raise self._wrong(f"the parameters were not finite after step {done}")
 
     def _look(self, done: int, found: Measured) -> None:
@@ -67,6 +67,13 @@ class Health:
         )
 
 
+def _finite(tree: Any) -> bool:
+    leaves = jax.tree.leaves(tree)
+    if all(isinstance(leaf, np.ndarray) for leaf in leaves):  # on the host nothing has to be compiled
+        return all(np.isfinite(leaf).all() for leaf in leaves)
+    return bool(_finite_on_devices(leaves))
+
+
 @jax.jit
-def _finite(tree: Any) -> jax.Array:
-    return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]).all()
+def _finite_on_devices(leaves: list[jax.Array]) -> jax.Array:
+    return jnp.stack([jnp.isfinite(leaf).all() for leaf in leaves]).all()

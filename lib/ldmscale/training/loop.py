@@ -24,6 +24,7 @@ from ldmscale.storage import StorageError
 from ldmscale.training.checkpoint import load_tree, save_tree
 from ldmscale.training.gradients import gradients
 from ldmscale.training.health import Health
+from ldmscale.training.initial import drawn_together
 from ldmscale.training.packing import Packing, is_packed
 from ldmscale.training.sharding import Devices, fetch, host_batches, place_as_state, state_shardings
 from ldmscale.training.states import States
@@ -131,7 +132,9 @@ def _from(task: Task, params: Any) -> Task:
 
 def initial_state(task: Task, config: TrainConfig) -> TrainState:
     """The state before the first step; ``jax.eval_shape`` of it is the state's shapes."""
-    return _begun(task.init(jax.random.key(config.seed)), config)
+    # Bits drawn as one array would all lie on every device of a mesh.
+    params = drawn_together(task.init, config.seed) if config.flat else task.init(jax.random.key(config.seed))
+    return _begun(params, config)
 
 
 def _begun(params: Any, config: TrainConfig) -> TrainState:
@@ -296,7 +299,8 @@ def train(
             stop = preemption.asked(done) and done < keep[-1]
             save = stop or done in kept or done % save_every == 0
             if save or done % log_every == 0:
-                health.state(done, state) if save else health.now()
+                whole = jax.device_get(state) if save and packed else state
+                health.state(done, whole) if save else health.now()
                 record = record_of(done, jax.device_get(measured), len(next(iter(batch.values()))))
                 seconds = max(time.monotonic() - clock, 1e-6)
                 record["images_per_second"] = round(record.pop("images") / seconds, 2)
@@ -309,7 +313,7 @@ def train(
                 if done in kept:
                     keep_weights(done)
                 if save:
-                    states.save(done, stored(jax.device_get(state) if packed else state))
+                    states.save(done, stored(whole))
                     health.saved = done
                 if stop:
                     states.close()
