@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ldmscale.models.layers import backend, column_sums, spread
+from ldmscale.models.layers import backend, column_sums, parameter, spread
 
 LAYER_NORM_EPSILON = 1e-5
 LARGE = 4096  # values of an image: without gradients, sums of fewer are quicker by XLA's loops than by products
@@ -30,8 +30,8 @@ class LayerNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
-        bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
+        scale = parameter(self, "scale", nn.initializers.ones, (x.shape[-1],))
+        bias = parameter(self, "bias", nn.initializers.zeros, (x.shape[-1],))
         normalise = _layer_norm_cpu if backend() == "cpu" else _layer_norm
         return normalise(x.astype(jnp.float32), scale, bias, self.epsilon).astype(x.dtype)
 
@@ -46,8 +46,8 @@ class GroupNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
-        bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
+        scale = parameter(self, "scale", nn.initializers.ones, (x.shape[-1],))
+        bias = parameter(self, "bias", nn.initializers.zeros, (x.shape[-1],))
         normalise = _group_norm_cpu if backend() == "cpu" else _group_norm
         return normalise(x.astype(jnp.float32), scale, bias, self.groups, self.epsilon, self.silu).astype(x.dtype)
 
