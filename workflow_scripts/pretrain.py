@@ -31,7 +31,8 @@ with job(snakemake, trains=True) as say:
     )
     config = TrainConfig(**settings, steps=params["steps"], seed=params["seed"])
     ae = AutoencoderConfig(**params["pictures"]["ae"])
-    draw = preview(task, ae, load_encoder(snakemake.input.autoencoder, params["pictures"]["autoencoder"], ae))
+    ae_weights = load_encoder(snakemake.input.autoencoder, params["pictures"]["autoencoder"], ae)
+    draw = preview(task, ae, ae_weights, snakemake.config["sampling"]["batch"], devices)
     kept = train(task, config, output.with_suffix(""), digest, keep, say=say, draw=draw, devices=devices)
     weights = {f"pretrain-{step}": str(path) for step, path in kept.items()}
     write_manifest(output, "pretrain", digest, weights=weights)

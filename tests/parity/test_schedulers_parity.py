@@ -117,7 +117,7 @@ def test_sampling_program_matches_diffusers(monkeypatch):
         t = t[:, None, None, None]
         return jnp.tanh(0.8 * z + 0.3 * jnp.cos(t / 90.0)) + 0.2 * jnp.sin(3 * z)
 
-    sample = build_sampler(apply_fn, guidance="none")
+    sample = build_sampler(apply_fn)
     keys = jax.random.split(jax.random.key(3), SHAPE[0])
     z = jax.random.normal(jax.random.key(4), SHAPE)
     context, null = jnp.zeros((SHAPE[0], 1, 1)), jnp.zeros((1, 1))
@@ -128,5 +128,5 @@ def test_sampling_program_matches_diffusers(monkeypatch):
         noises = np.asarray(noises, np.float64)
         want, _ = by_diffusers(sampler, spacing, steps, 0.0, np.asarray(z, np.float64), noises, monkeypatch)
         table = device_table(step_table(sampler, SCHEDULE, steps, spacing))
-        got = np.asarray(sample({}, table, 1.0, z, context, null, keys))
+        got = np.asarray(sample({}, table, None, z, context, null, keys))
         assert np.abs(got - want).max() <= 2e-5 * np.abs(want).max(), sampler

@@ -224,7 +224,12 @@ def program():
 def unguided():
     from ldmscale.diffusion.sampling import build_sampler
 
-    return build_sampler(Toy(), guidance="none")
+    sample = build_sampler(Toy())
+
+    def without(params, table, cfg, *rest):
+        return sample(params, table, None, *rest)
+
+    return without
 
 
 def run(sample, sampler, steps, cfg, z, context, null, keys):
@@ -281,6 +286,9 @@ def test_one_program_serves_every_cell(inputs):
     first = toy.traces
     cells = [*CELLS, ("ddim", 999, 3), ("ddpm", 2, np.float64(2)), ("dpmpp2m", 3, jnp.float32(5))]
     results = [run(sample, *cell, *inputs) for cell in cells]
+    z, context, null, keys = inputs
+    twice = [jnp.concatenate([x, x[::-1]]) for x in (z, context, keys)]
+    results.append(run(sample, "ddim", 13, None, twice[0], twice[1], null, twice[2]))  # as many rows, without guidance
     assert toy.traces == first
     assert len({result.tobytes() for result in results}) == len(results)
 

@@ -165,17 +165,14 @@ def test_every_image_has_its_own_noise_from_the_seed_and_its_number():
 
 
 def spied(of):
-    """Record what the programs are given."""
+    """Record what the program is given."""
     calls = []
 
-    def record(guidance):
-        def program(params, table, cfg, z, states, null, keys):
-            calls.append({"guidance": guidance, "n": int(table.n), "cfg": cfg, "z": np.asarray(z), "states": states})
-            return z
+    def program(params, table, cfg, z, states, null, keys):
+        calls.append({"n": int(table.n), "cfg": cfg, "z": np.asarray(z), "states": states})
+        return z
 
-        return program
-
-    of._programs = {guidance: record(guidance) for guidance in of._programs}
+    of._program = program
     return calls
 
 
@@ -192,18 +189,41 @@ def test_cells_compare_pairwise_for_they_start_from_the_same_noise(params):
     assert abs(noise.mean()) < 0.2 and abs(noise.std() - 1) < 0.2
 
 
-@pytest.mark.parametrize(("cfg", "guidance"), [(1.0, "none"), (0.0, "free"), (1.5, "free"), (4.0, "free")])
-def test_only_guidance_pays_for_the_second_evaluation(params, cfg, guidance):
-    of = generator(16)
+@pytest.mark.parametrize(("cfg", "calls_of"), [(1.0, [8, 8]), (0.0, [4] * 3), (1.5, [4] * 3), (4.0, [4] * 3)])
+def test_only_guidance_pays_for_the_second_evaluation(params, cfg, calls_of):
+    of = generator(4)
     calls = spied(of)
-    sample(of, params, CELL.at(cfg=cfg))
-    assert [(call["guidance"], call["cfg"], call["n"]) for call in calls] == [(guidance, cfg, 3)]
+    sample(of, params, CELL.at(cfg=cfg))  # nine images
+    assert [len(call["z"]) for call in calls] == calls_of
+    assert {(call["cfg"], call["n"]) for call in calls} == {(None if cfg == 1.0 else cfg, 3)}
 
 
-def test_at_guidance_one_both_programs_agree(params, batch4):
+def test_no_more_rows_than_the_batch_are_evaluated_for_few_unguided_images(params):
+    of = generator(9)
+    calls = spied(of)
+    sample(of, params, CELL.at(cfg=1.0))
+    assert [len(call["z"]) for call in calls] == [9]
+
+
+def test_guided_or_not_it_is_one_compiled_program(params, batch4):
+    sample(batch4, params)
+    compiled = []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda event, seconds, fun_name="", **_: compiled.append(fun_name) if "backend_compile" in event else None
+    )
+    try:
+        sample(batch4, params, CELL.at(cfg=1.0))
+        assert not [name for name in compiled if "run" in name], compiled
+        sample(generator(5), params, CELL.at(cfg=1.0))
+        assert [name for name in compiled if "run" in name]  # the name that it would have
+    finally:
+        jax.monitoring.clear_event_listeners()
+
+
+def test_at_guidance_one_both_ways_agree(params, batch4):
     unguided = sample(batch4, params, CELL.at(cfg=1.0))
     swapped = generator(4)
-    swapped._programs = {"none": batch4._programs["free"]}
+    swapped._program = lambda params, table, cfg, *rest: batch4._program(params, table, 1.0, *rest)
     guided = sample(swapped, params, CELL.at(cfg=1.0))
     for split in unguided:
         np.testing.assert_allclose(unguided[split], guided[split], atol=1e-4)

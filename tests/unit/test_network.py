@@ -32,6 +32,7 @@ from ldmscale.tasks.preview import preview
 from ldmscale.tasks.superres import SuperresTask
 from ldmscale.training.checkpoint import save_tree
 from ldmscale.training.loop import TrainConfig, train
+from ldmscale.training.sharding import Devices
 from ldmscale.training.weights import load_adapted, load_weights, parameter_shapes
 
 UNET = UNetConfig(4, (1,), 1, (True,), heads=2, norm_groups=2, context_width=6)
@@ -125,7 +126,7 @@ def test_the_pictures_of_training_are_a_transformers_too():
     task = PretrainTask(NET, SCHEDULE, latents(), 4, 0.1, 0)
     ae = AutoencoderConfig(channels=4, channel_mult=(1,), blocks_per_level=1, latent_channels=4, norm_groups=2)
     weights = Autoencoder(ae).init(jax.random.key(1), jnp.zeros((1, 4, 4, 3)))["params"]
-    images = preview(task, ae, weights)(task.init(jax.random.key(0)))
+    images = preview(task, ae, weights, 8, Devices())(task.init(jax.random.key(0)))
     assert images.shape == (6, 4, 4, 3) and images.dtype == np.uint8
 
 

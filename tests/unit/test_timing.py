@@ -40,16 +40,22 @@ class Clock:
 
 @pytest.fixture
 def clock(monkeypatch):
-    """The networks replaced by a clock: a step of f<n> takes n seconds, guided twice as many, to start takes 7."""
+    """The networks replaced by a clock: f<n> takes n seconds a step and row, 7 to start; guided images have two rows."""
     clock = Clock()
 
     class Generator:
         def __init__(self, net, schedule, latent_size, batch, seed, adapted):
-            self.net, self.adapted = net, adapted
+            self.net, self.batch, self.adapted = net, batch, adapted
+
+        def at_once(self, images, cfg):
+            assert images == 2 * self.batch
+            return images if cfg == 1 else self.batch
 
         def latents(self, params, cell, spacing, draws):
             assert ("adapter" in params) == self.adapted
-            took = 7 + cell.steps * _size(self.net) * (1 + (cell.cfg != 1))
+            rows = len(draws.states) * (1 + (cell.cfg != 1))
+            assert len(draws.numbers) == len(draws.states) and rows == 2 * self.batch
+            took = 7 + cell.steps * _size(self.net) * rows
             clock.run(("latents", self.net, self.adapted, cell.cfg, cell.steps), took)
 
     class Encoders:
@@ -86,9 +92,9 @@ def test_steps_and_start_come_apart_and_compiling_is_not_counted(chain, clock):
         (("f4", 4), ("f8", 8), ("d8x2", 1)), (("guided", 2), ("unguided", 1))
     ):
         run = networks["t2i"][model][kind]
-        assert run["step"]["median"] == pytest.approx(twice * n / batch)
-        assert run["start"]["median"] == pytest.approx(7 / batch)
-    assert networks["codi"]["f8"]["guided"]["step"]["median"] == pytest.approx(16 / batch)
+        assert run["step"]["median"] == pytest.approx(twice * n)
+        assert run["start"]["median"] == pytest.approx(7 * twice / (2 * batch))
+    assert networks["codi"]["f8"]["guided"]["step"]["median"] == pytest.approx(16)
     assert found["decode"]["median"] == found["caption"]["median"] == found["encode"]["median"] == pytest.approx(1)
     assert (found["batch"], found["repeats"]) == (batch, timing.REPEATS)
     assert found["machine"].endswith(", 3 threads")

@@ -447,10 +447,12 @@ def test_pictures_of_pretraining_are_the_samplers_decoded():
 
     from ldmscale.diffusion.samplers import step_table
     from ldmscale.diffusion.sampling import build_sampler, device_table
+    from ldmscale.generation.cells import image_keys
     from ldmscale.generation.encode import Encoders
     from ldmscale.models.autoencoder import AutoencoderConfig
     from ldmscale.tasks import preview
     from ldmscale.tasks.pretrain import PretrainTask
+    from ldmscale.training.sharding import Devices
     from ldmscale.training.weights import parameter_shapes
 
     ae = AutoencoderConfig(4, (1, 1), 1, 4, 2, False)
@@ -458,16 +460,16 @@ def test_pictures_of_pretraining_are_the_samplers_decoded():
     weights = jax.tree.map(lambda s: rng.normal(0, 0.3, s.shape).astype(np.float32), parameter_shapes(ae))
     data, params = captioned_latents(), random_parameters(NET)
     task = PretrainTask(NET, SCHEDULE, data, 4, 0.1, 0)
-    draw = preview.preview(task, ae, weights)
+    draw = preview.preview(task, ae, weights, 8, Devices())
     found = draw(params)
     assert found.shape == (6, 8, 8, 3) and found.dtype == np.uint8  # as many as there are images, at most nine
     np.testing.assert_array_equal(found, draw(params))
     assert (found != draw(jax.tree.map(lambda x: 0.5 * x, params))).any()
 
-    keys = jax.random.split(jax.random.key(0), 6)
+    keys, step_keys = image_keys(task.seed, np.arange(6))
     noise = jax.vmap(lambda key: jax.random.normal(key, data.mean.shape[1:]))(keys)
     sample = build_sampler(lambda p, z, t, c: task.net.apply({"params": p}, z, t, c))
-    table = device_table(step_table("dpmpp2m", SCHEDULE, preview.STEPS, "linspace"))
-    z = sample(params, table, preview.CFG, noise, data.states[data.first[:6]], data.null, keys)
+    table = device_table(step_table("dpmpp2m", SCHEDULE, preview.CELL.steps, preview.SPACING))
+    z = sample(params, table, preview.CELL.cfg, noise, data.states[data.first[:6]], data.null, step_keys)
     want = Encoders(ae, batch=6).decode(weights, np.asarray(z) / data.scale)
     assert np.abs(found.astype(int) - want).max() <= 1

@@ -12,8 +12,6 @@ import numpy as np
 from ldmscale.diffusion.samplers import StepTable
 from ldmscale.errors import UserError
 
-GUIDANCE = ("free", "none", "told")
-
 
 class DeviceTable(NamedTuple):
     """A :class:`StepTable` for the device: every column float32 [max_steps] (timesteps int32), of which ``n`` count."""
@@ -47,46 +45,35 @@ def device_table(table: StepTable, max_steps: int = 1000) -> DeviceTable:
 
 
 def build_sampler(
-    apply_fn: Callable[..., jax.Array], max_steps: int = 1000, guidance: str = "free",
+    apply_fn: Callable[..., jax.Array], max_steps: int = 1000, told: bool = False,
     options: dict[str, bool] | None = None,
 ) -> Callable[..., jax.Array]:  # fmt: skip
-    """Compile-once sampler of the network ``apply_fn(params, z[B,...], t[B] int32, context[B,L,D]) -> eps[B,...]``.
+    """Compile-once sampler of the network ``apply_fn(params, z[R,...], t[R] int32, context[R,L,D]) -> eps[R,...]``.
 
     Returns ``sample(params, table, cfg, z_T[B,...], context[B,L,D], null_context[L,D], keys[B]) -> z_0[B,...]``:
     ``table`` from :func:`device_table` with the same ``max_steps``; ``cfg`` the guidance weight g of
-    eps = eps_null + g (eps_cond - eps_null) (arXiv 2207.12598), both halves in one batch of 2B; ``keys`` one random
-    key per image. The number of steps and g are traced: new values do not compile again.
+    eps = eps_null + g (eps_cond - eps_null) (arXiv 2207.12598), both halves in one batch of R = 2B, or None without
+    guidance, where R = B and ``null_context`` is ignored; ``keys`` one random key per image. The number of steps, g and
+    whether there is one are traced, so B guided images and 2B others share a program. ``options`` are the compiler's.
 
-    The noise of step i for image j depends on (keys[j], i) alone, so an image does not depend on its batch.
-    ``guidance``: "free", as above; "none" runs the conditional half only, at half the cost, and ``cfg`` and
-    ``null_context`` are ignored; "told" does the same with a network that knows the weight, a student of guided
-    distillation (arXiv 2210.03142): ``apply_fn(params, z, t, context, w[B])`` with w = cfg - 1. ``options`` are the
-    compiler's.
+    The noise of step i for image j depends on (keys[j], i) alone, so an image does not depend on its batch. A network
+    that is ``told`` the weight, a student of guided distillation (arXiv 2210.03142), is evaluated once an image:
+    ``apply_fn(params, z, t, context, w[B])`` with w = cfg - 1.
     """
-    if guidance not in GUIDANCE:
-        raise ValueError(f"guidance is {guidance!r}; it must be one of {', '.join(GUIDANCE)}")
 
-    def paired(one, other):
-        # An image's two halves side by side: both lie on its device, and no step sends anything to another.
-        return jnp.stack([one, other], axis=1).reshape(-1, *one.shape[1:])
-
-    def eps_of(params, z, t, context, cfg):
-        if guidance != "free":
-            w = (jnp.broadcast_to(cfg - 1.0, z.shape[:1]),) if guidance == "told" else ()
-            return apply_fn(params, z, jnp.broadcast_to(t, z.shape[:1]), context, *w).astype(z.dtype)
-        doubled = paired(z, z)
-        eps = apply_fn(params, doubled, jnp.broadcast_to(t, doubled.shape[:1]), context).astype(z.dtype)
-        cond, null = jnp.moveaxis(eps.reshape(-1, 2, *eps.shape[1:]), 1, 0)
-        return null + cfg * (cond - null)
-
-    def run(params, table: DeviceTable, cfg, z_T, context, null_context, keys):
-        if guidance == "free":
-            context = paired(context, jnp.broadcast_to(null_context, context.shape))
+    def run(params, table: DeviceTable, cfg, guided, z_T, context, keys):
+        def eps_of(z, t):
+            w = (jnp.broadcast_to(cfg - 1.0, z.shape[:1]),) if told else ()
+            eps = apply_fn(params, z, jnp.broadcast_to(t, z.shape[:1]), context, *w).astype(z.dtype)
+            if told or len(z) % 2:
+                return eps
+            cond, null = jnp.moveaxis(eps.reshape(-1, 2, *eps.shape[1:]), 1, 0)
+            return jnp.where(guided, _beside(*[null + cfg * (cond - null)] * 2), eps)
 
         def step(i, carry):
             z, x0_prev = carry
             t, a, b, c, s, alpha, sigma = (column[i] for column in table[1:])
-            eps = eps_of(params, z, t, context, cfg)
+            eps = eps_of(z, t)
             x0 = (z - sigma * eps) / alpha
             z = a * z + b * x0 + c * x0_prev
             # Deterministic steps skip the random numbers.
@@ -100,10 +87,34 @@ def build_sampler(
     def sample(params, table, cfg, z_T, context, null_context, keys):
         if table.timesteps.shape != (max_steps,):
             raise ValueError(f"table is padded to {table.timesteps.shape[0]} steps, the sampler to {max_steps}")
+        if told and cfg is None:
+            raise ValueError("cfg is None, and the network is told it: give the weight, 1.0 for no guidance")
+        guided = cfg is not None and not told
+        if guided:
+            z_T, context, keys = _pairs(z_T, context, null_context, keys)
         # One type for every cfg: 2, 2.0 and float32(2) would otherwise compile three programs.
-        return program(params, table, jnp.asarray(cfg, jnp.float32), z_T, context, null_context, keys)
+        weight = jnp.asarray(1.0 if cfg is None else cfg, jnp.float32)
+        z = program(params, table, weight, jnp.asarray(guided), z_T, context, keys)
+        return _firsts(z) if guided else z
 
     return sample
+
+
+def _beside(one: jax.Array, other: jax.Array) -> jax.Array:
+    """Two batches [B,...] as one [2B,...], an image's two rows side by side: both lie on its device, and no step sends
+    anything to another."""
+    return jnp.stack([one, other], axis=1).reshape(-1, *one.shape[1:])
+
+
+@jax.jit
+def _pairs(z: jax.Array, context: jax.Array, null: jax.Array, keys: jax.Array) -> tuple[jax.Array, ...]:
+    """Of every image two rows, with its caption and without."""
+    return _beside(z, z), _beside(context, jnp.broadcast_to(null, context.shape)), _beside(keys, keys)
+
+
+@jax.jit
+def _firsts(z: jax.Array) -> jax.Array:
+    return z.reshape(-1, 2, *z.shape[1:])[:, 0]
 
 
 def _noise(keys: jax.Array, i: jax.Array, z: jax.Array) -> jax.Array:

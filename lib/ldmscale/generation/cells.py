@@ -14,7 +14,7 @@ from ldmscale import hosts
 from ldmscale.cells.cell import Cell
 from ldmscale.data.encoded import save_array
 from ldmscale.diffusion.samplers import StepTable, step_table
-from ldmscale.diffusion.sampling import GUIDANCE, build_sampler, device_table
+from ldmscale.diffusion.sampling import build_sampler, device_table
 from ldmscale.diffusion.schedule import Schedule
 from ldmscale.errors import UserError
 from ldmscale.generation.draws import Draws
@@ -41,8 +41,8 @@ class Generator:
     """Samples cells of one network shape; programs compile once and serve every cell.
 
     The weights of an ``adapted`` network are {"unet": ..., "adapter": ...}, CoDi's. All devices of all of the job's
-    hosts draw ``batch`` images together (or more, so that each has as many), as ``devices`` says; every host asks for
-    the same, and gets all of it. An image does not depend on its batch or its device.
+    hosts draw ``batch`` images together (or more, so that each has as many), or :meth:`at_once`, as ``devices`` says;
+    every host asks for the same, and gets all of it. An image does not depend on its batch or its device.
     """
 
     def __init__(
@@ -68,9 +68,7 @@ class Generator:
             residuals = beside.apply({"params": params["adapter"]}, seen, t, context)
             return unet.apply({"params": params["unet"]}, seen, t, context, residuals=residuals)
 
-        self._programs = {
-            guidance: build_sampler(apply, guidance=guidance, options=forward_options()) for guidance in GUIDANCE
-        }
+        self._program = build_sampler(apply, told=self._told, options=forward_options())
         self._keys = jax.jit(lambda numbers: image_keys(seed, numbers))
         self._noise = jax.jit(jax.vmap(lambda key: jax.random.normal(key, self.shape)))
 
@@ -94,17 +92,22 @@ class Generator:
         numbers = draws.numbers
         weights, null = self._kept(params, self._mesh), self._here(draws.null)
         table = self._here(device_table(step_table(cell.sampler, self.schedule, cell.steps, spacing)))
-        program = self._programs["told" if self._told else "free" if cell.cfg != 1.0 else "none"]
-        parts = []
-        for start in range(0, len(numbers), self.batch):
-            rows = np.arange(start, start + self.batch).clip(max=len(numbers) - 1)  # the last batch is padded
+        cfg = cell.cfg if self._told or cell.cfg != 1.0 else None
+        size, parts = self.at_once(len(numbers), cell.cfg), []
+        for start in range(0, len(numbers), size):
+            rows = np.arange(start, start + size).clip(max=len(numbers) - 1)  # the last batch is padded
             start_keys, step_keys = self._keys(self._rows(numbers[rows].astype(np.uint32)))
             condition = None if draws.condition is None else self._rows(draws.condition[rows])
-            z = program((weights, condition), table, cell.cfg, self._noise(start_keys), self._rows(draws.states[rows]),
-                        null, step_keys)  # fmt: skip
+            z = self._program((weights, condition), table, cfg, self._noise(start_keys),
+                              self._rows(draws.states[rows]), null, step_keys)  # fmt: skip
             parts.append(fetch(z)[: len(numbers) - start])
-            tell(min(start + self.batch, len(numbers)), len(numbers))
+            tell(min(start + size, len(numbers)), len(numbers))
         return np.concatenate(parts)
+
+    def at_once(self, images: int, cfg: float) -> int:
+        """How many of ``images`` a call draws: without guidance, where each is evaluated once, twice the batch, by the
+        program that draws a batch with guidance."""
+        return 2 * self.batch if cfg == 1.0 and not self._told and images > self.batch else self.batch
 
     def noise(self, params: Any, z: np.ndarray, t: int, states: np.ndarray) -> np.ndarray:
         """The noise that the network predicts, unguided, in latents ``z`` [N,h,w,C] at timestep ``t``, float32.
@@ -114,12 +117,12 @@ class Generator:
         one, none = np.ones(1), np.zeros(1)
         step = self._here(device_table(StepTable(np.array([t]), a=one, b=-one, c=none, s=none, alpha=one, sigma=one)))
         weights, null = self._kept(params, self._mesh), self._here(np.zeros_like(states[0]))
-        parts = []
-        for start in range(0, len(z), self.batch):
-            rows = np.arange(start, start + self.batch).clip(max=len(z) - 1)  # the last batch is padded
+        size, parts = self.at_once(len(z), 1.0), []
+        for start in range(0, len(z), size):
+            rows = np.arange(start, start + size).clip(max=len(z) - 1)  # the last batch is padded
             keys, _ = self._keys(self._rows(rows.astype(np.uint32)))
-            found = self._programs["none"]((weights, None), step, 1.0, self._rows(z[rows]), self._rows(states[rows]),
-                                           null, keys)  # fmt: skip
+            found = self._program((weights, None), step, None, self._rows(z[rows]), self._rows(states[rows]), null,
+                                  keys)  # fmt: skip
             parts.append(fetch(found)[: len(z) - start])
         return np.concatenate(parts)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import platform
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,8 @@ MOST = 256  # steps
 
 
 def study_timing(params: dict[str, Any], threads: int, say: Callable[[str], None]) -> dict[str, Any]:
-    """Seconds of an image in a batch of ``params["batch"]``, by network (``params`` as in ``Chain["timing"]``).
+    """Seconds of an image in a batch of ``params["batch"]``, without guidance of twice as many, by network (``params``
+    as in ``Chain["timing"]``).
 
     ``networks``: {task: {model: {"guided" | "unguided": {"step", "start"}}}}, where ``t2i`` stands for every task
     but CoDi; ``step`` is one of sampling (of a guided one both evaluations; a student that is told
@@ -47,21 +49,22 @@ def study_timing(params: dict[str, Any], threads: int, say: Callable[[str], None
     def normal(*shape: int) -> np.ndarray:
         return draw.standard_normal(shape, np.float32)
 
-    z, states = normal(batch, size, size, ae.latent_channels), normal(batch, text.context_length, text.width)
+    z, states = normal(batch, size, size, ae.latent_channels), normal(2 * batch, text.context_length, text.width)
 
     def sampling(net: NetConfig, weights: Any, task: str, guided: bool) -> dict[str, dict[str, float]]:
         generator = Generator(net, Schedule(**params["diffusion"]), size, batch, 0, adapted=task == "codi")
-        draws = Draws(states, states[0], np.arange(batch), [""] * batch, None)
+        cell = Cell("t2i", "", "", "ddim", 1, 2.0 if guided else 1.0)
+        images = generator.at_once(2 * batch, cell.cfg)
+        draws = Draws(states[:images], states[0], np.arange(images), [""] * images, None)
 
         def run(steps: int) -> Callable[[], object]:
-            cell = Cell("t2i", "", "", "ddim", steps, 2.0 if guided else 1.0)
-            return lambda: generator.latents(weights, cell, "leading", draws)
+            return lambda: generator.latents(weights, replace(cell, steps=steps), "leading", draws)
 
         more = _long_enough(run, min(MOST, params["diffusion"]["steps"] - 1))
         times = np.array(_times(run(1), run(more)))
         step = (times[1] - times[0]) / (more - 1)
         start = (times[0] - step).clip(min=0)
-        return {"step": _spread(step / batch), "start": _spread(start / batch)}
+        return {"step": _spread(step / images), "start": _spread(start / images)}
 
     networks: dict[str, Any] = {}
     for task, models in params["networks"].items():

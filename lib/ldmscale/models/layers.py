@@ -169,8 +169,8 @@ spread.defvjp(_spread_forward, _spread_backward)
 
 
 def parameter(module: nn.Module, name: str, init: Callable, shape: tuple[int, ...]) -> jax.Array:
-    """``module.param`` without a trace of ``init`` for its shape where there is a value of ``shape`` already, which is a
-    third of the time that tracing a network takes."""
+    """``module.param``, but where there is a value of ``shape`` without tracing ``init`` to know its own: a third
+    of the time that tracing a network takes."""
     value = module.get_variable("params", name)
     return value if getattr(value, "shape", None) == shape else module.param(name, init, shape)
 

@@ -3,40 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
-from ldmscale.diffusion.samplers import step_table
-from ldmscale.diffusion.sampling import build_sampler, device_table
-from ldmscale.models.autoencoder import Autoencoder, AutoencoderConfig
+from ldmscale.cells.cell import Cell
+from ldmscale.generation.cells import Generator
+from ldmscale.generation.draws import Draws
+from ldmscale.generation.encode import Encoders
+from ldmscale.models.autoencoder import AutoencoderConfig
 from ldmscale.tasks.pretrain import PretrainTask
-from ldmscale.training.sharding import fetch
+from ldmscale.training.sharding import Devices
 
 # Few pictures in few steps: enough to see by, and cheap beside the training between two checkpoints.
-IMAGES, STEPS, CFG = 9, 6, 4.0
+IMAGES, CELL, SPACING = 9, Cell("t2i", "", "", "dpmpp2m", 6, 4.0), "linspace"
 
 
-def preview(task: PretrainTask, autoencoder: AutoencoderConfig, weights: Any) -> Callable[[Any], np.ndarray]:
+def preview(
+    task: PretrainTask, autoencoder: AutoencoderConfig, weights: Any, batch: int, devices: Devices
+) -> Callable[[Any], np.ndarray]:
     """``draw(params)`` -> uint8 [N,S,S,3]: what the U-Net with ``params`` makes of the first training captions.
 
-    From the same noises every time, with DPM-Solver++ and guidance, through the ``autoencoder`` with ``weights``.
+    From the same noises every time, with DPM-Solver++ and guidance, through the ``autoencoder`` with ``weights``: by
+    the programs that draw the study's cells, which with its ``batch`` are compiled already when these are drawn.
     """
-    data, decoder = task.latents, Autoencoder(autoencoder)
-    count = min(IMAGES, len(data.mean))
-    table = device_table(step_table("dpmpp2m", task.schedule, STEPS, "linspace"))
-    sample = build_sampler(lambda params, z, t, context: task.net.apply({"params": params}, z, t, context))
-    keys = jax.random.split(jax.random.key(task.seed), count)
+    data = task.latents
+    count, net = min(IMAGES, len(data.mean)), replace(task.config, remat=False)
+    generator = Generator(net, task.schedule, data.mean.shape[1], batch, task.seed, devices=devices)
+    encoders = Encoders(autoencoder, batch=batch)
+    draws = Draws(data.states[data.first[:count]], data.null, np.arange(count), [""] * count)
 
-    def draw(params: Any, weights: Any, context: jax.Array, null: jax.Array) -> jax.Array:
-        noise = jax.vmap(lambda key: jax.random.normal(key, data.mean.shape[1:]))(keys)
-        z = sample(params, table, CFG, noise, context, null, keys)
-        images = decoder.apply({"params": weights}, z / data.scale, method="decode")
-        return jnp.clip(jnp.round((images + 1.0) * 127.5), 0, 255).astype(jnp.uint8)
+    def draw(params: Any) -> np.ndarray:
+        return encoders.decode(weights, generator.latents(params, CELL, SPACING, draws) / data.scale)
 
-    # Not optimised: it would compile for longer than it runs.
-    program = jax.jit(draw, compiler_options={"xla_backend_optimization_level": 0})
-    context = data.states[data.first[:count]]
-    return lambda params: fetch(program(params, weights, context, data.null))
+    return draw
