@@ -40,7 +40,7 @@ class Clock:
 
 @pytest.fixture
 def clock(monkeypatch):
-    """The networks replaced by a clock: f<n> takes n seconds a step and row, 7 to start; guided images have two rows."""
+    """The networks replaced by a clock: f<n> takes n seconds a step and row, 7 to start; guided images have two."""
     clock = Clock()
 
     class Generator:
