@@ -114,7 +114,9 @@ def test_count_flops_refuses_an_unknown_trip_count():
 @pytest.mark.parametrize(
     ("height", "width", "stride"), [(2, 2, 1), (1, 1, 1), (2, 5, 1), (1, 2, 1), (4, 4, 2), (3, 4, 2), (2, 2, 2)]
 )
-def test_conv_of_small_planes_equals_the_plain_one(height, width, stride, monkeypatch):
+@pytest.mark.parametrize("whole", [layers.WHOLE, 0])
+def test_conv_of_small_planes_equals_the_plain_one(height, width, stride, whole, monkeypatch):
+    monkeypatch.setattr(layers, "WHOLE", whole)
     x, kernel = normal(3, height, width, 6), normal(3, 3, 6, 4, seed=1)
 
     def run(backend):
