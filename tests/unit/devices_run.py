@@ -19,8 +19,10 @@ from ldmscale.data.encoded import Latents
 from ldmscale.diffusion.schedule import Schedule
 from ldmscale.generation.cells import Generator, generate
 from ldmscale.generation.draws import Draws
+from ldmscale.models.autoencoder import AutoencoderConfig
 from ldmscale.models.dit import DiTConfig
 from ldmscale.tasks.pretrain import PretrainTask
+from ldmscale.tasks.preview import preview
 from ldmscale.training import loop, sharding
 from ldmscale.training.checkpoint import load_tree
 from ldmscale.training.collectives import collectives
@@ -52,8 +54,12 @@ def make_task(layout="plain", batch=16):
 
 
 def run(folder, layout, keep=(3, STEPS)):
-    """Train -> lines said; the losses of the steps are in the folder, and what a device holds of the state."""
-    said, held = [], {}
+    """Train -> lines said; losses and pictures of the steps are in the folder, and what a device holds of the state."""
+    said, held, task = [], {}, make_task(layout)
+    ae = AutoencoderConfig(channels=4, channel_mult=(1,), blocks_per_level=1, latent_channels=4, norm_groups=2)
+    random = np.random.default_rng(2)
+    weights = jax.tree.map(lambda x: random.normal(0, 0.3, x.shape).astype(np.float32), parameter_shapes(ae))
+    draw = preview(task, ae, weights, 5, LAYOUTS[layout])
 
     class States(loop.States):
         def save(self, step, state):
@@ -67,7 +73,7 @@ def run(folder, layout, keep=(3, STEPS)):
 
     usual, loop.States = loop.States, States
     try:
-        train(make_task(layout), CONFIG, folder, "digest", keep, 1, said.append, devices=LAYOUTS[layout])
+        train(task, CONFIG, folder, "digest", keep, 1, said.append, draw, devices=LAYOUTS[layout])
     finally:
         loop.States = usual
     return said, held

@@ -14,6 +14,7 @@ import pytest
 from devices_run import NET, STEPS, images, make_task, run
 from helpers import SCHEMA, merged
 from jax.sharding import AbstractMesh, AxisType, PartitionSpec
+from PIL import Image
 from synthetic_distillation import NET as UNET
 from synthetic_distillation import SCHEDULE, captioned_latents, random_parameters
 
@@ -128,6 +129,16 @@ def test_rows_are_cut_over_devices_that_divide_them_where_copies_of_the_network_
 
 def test_sampling_sends_nothing_between_devices(eight):
     assert json.loads((eight / "spread.json").read_text())["sent"] == []
+
+
+def test_the_pictures_of_training_are_the_same_on_any_devices(eight, two, one):
+    def pictures(folder):
+        return np.stack([np.asarray(Image.open(p), int) for p in sorted((folder / "samples").glob("*.png"))])
+
+    want = pictures(one("plain"))
+    assert len(want) == 2 and np.std(want) > 5
+    for folder in (eight / "plain", eight / "all", two / "all"):
+        assert np.abs(pictures(folder) - want).max() <= 2  # of weights that rounding has moved
 
 
 def test_a_run_goes_on_on_fewer_devices(eight, tmp_path):

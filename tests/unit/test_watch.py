@@ -461,7 +461,9 @@ def test_pictures_of_pretraining_are_the_samplers_decoded():
     data, params = captioned_latents(), random_parameters(NET)
     task = PretrainTask(NET, SCHEDULE, data, 4, 0.1, 0)
     draw = preview.preview(task, ae, weights, 8, Devices())
+    before = sum(x.nbytes for x in jax.live_arrays())
     found = draw(params)
+    assert sum(x.nbytes for x in jax.live_arrays()) - before < sum(x.nbytes for x in jax.tree.leaves(params)) / 2
     assert found.shape == (6, 8, 8, 3) and found.dtype == np.uint8  # as many as there are images, at most nine
     np.testing.assert_array_equal(found, draw(params))
     assert (found != draw(jax.tree.map(lambda x: 0.5 * x, params))).any()

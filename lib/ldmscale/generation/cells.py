@@ -55,7 +55,7 @@ class Generator:
         self.schedule, self.batch, self.seed = schedule, batch, seed
         if self._mesh is not None:
             self.batch = -(-batch // self._mesh.size) * self._mesh.size
-        self._kept = Kept()
+        self.kept = Kept()
         self.shape = (latent_size, latent_size, net.out_channels)
         self._told = net.guidance_width > 0
         unet, beside = network(net), adapter(net) if adapted else None
@@ -90,7 +90,7 @@ class Generator:
         ``tell(done, N)`` is called after every batch.
         """
         numbers = draws.numbers
-        weights, null = self._kept(params, self._mesh), self._here(draws.null)
+        weights, null = self.kept(params, self._mesh), self._here(draws.null)
         table = self._here(device_table(step_table(cell.sampler, self.schedule, cell.steps, spacing)))
         cfg = cell.cfg if self._told or cell.cfg != 1.0 else None
         size, parts = self.at_once(len(numbers), cell.cfg), []
@@ -116,7 +116,7 @@ class Generator:
         """
         one, none = np.ones(1), np.zeros(1)
         step = self._here(device_table(StepTable(np.array([t]), a=one, b=-one, c=none, s=none, alpha=one, sigma=one)))
-        weights, null = self._kept(params, self._mesh), self._here(np.zeros_like(states[0]))
+        weights, null = self.kept(params, self._mesh), self._here(np.zeros_like(states[0]))
         size, parts = self.at_once(len(z), 1.0), []
         for start in range(0, len(z), size):
             rows = np.arange(start, start + size).clip(max=len(z) - 1)  # the last batch is padded

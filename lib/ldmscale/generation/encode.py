@@ -46,7 +46,7 @@ class Encoders:
         batch: int = 128,
     ):
         self.batch = batch
-        self._kept = Kept()
+        self.kept = Kept()
         jit = partial(jax.jit, compiler_options=forward_options())
         if ae is not None:
             net = Autoencoder(ae)
@@ -63,7 +63,7 @@ class Encoders:
             self._states = jit(lambda p, t: encoder.apply({"params": p}, t))
 
     def _bound(self, program: Callable[..., Any], params: Any) -> Callable[..., Any]:
-        return spread(program, params, self.batch, self._kept)
+        return spread(program, params, self.batch, self.kept)
 
     def moments(self, params: Any, images: np.ndarray, tell: Tell = lambda *_: None) -> tuple[np.ndarray, np.ndarray]:
         """uint8 [N,S,S,3] -> mean and standard deviation of the latents, float32 [N,h,w,C]."""

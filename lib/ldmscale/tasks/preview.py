@@ -35,6 +35,9 @@ def preview(
     draws = Draws(data.states[data.first[:count]], data.null, np.arange(count), [""] * count)
 
     def draw(params: Any) -> np.ndarray:
-        return encoders.decode(weights, generator.latents(params, CELL, SPACING, draws) / data.scale)
+        images = encoders.decode(weights, generator.latents(params, CELL, SPACING, draws) / data.scale)
+        for kept in (generator.kept, encoders.kept):
+            kept.release()  # training needs the memory
+        return images
 
     return draw

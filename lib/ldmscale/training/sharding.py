@@ -109,11 +109,14 @@ def state_shardings(tree: Any, mesh: Mesh) -> Any:
 
 
 def place(tree: Any, shardings: Any) -> Any:
-    """``tree``'s arrays where ``shardings`` say; several hosts have the same, of which each sends its devices parts."""
+    """``tree``'s arrays where ``shardings`` say; several hosts have the same, of which each sends its devices parts, or
+    they lie there already."""
     if jax.process_count() == 1:
         return jax.device_put(tree, shardings)
 
     def put(array: Any, sharding: NamedSharding) -> jax.Array:
+        if isinstance(array, jax.Array) and array.sharding.is_equivalent_to(sharding, array.ndim):
+            return array
         array = np.asarray(array)
         return jax.make_array_from_callback(array.shape, sharding, lambda at: array[at])
 
@@ -177,10 +180,14 @@ class Kept:
         """``params`` cut as a state's on ``mesh``, or on the default device."""
         given, where, placed = self._last
         if given is not params or where != mesh:
-            self._last = (None, None, None)  # not both at once
+            self.release()  # not both at once
             placed = jax.device_put(params) if mesh is None else place_as_state(params, mesh)
             self._last = (params, mesh, placed)
         return placed
+
+    def release(self) -> None:
+        """Let go of them."""
+        self._last = (None, None, None)
 
 
 def spread(program: Callable[..., Any], params: Any, rows: int, kept: Kept | None = None) -> Callable[..., Any]:
