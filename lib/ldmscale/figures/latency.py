@@ -72,7 +72,8 @@ def latency(data: FigureData) -> Figure:
         fig,
         f"{style.study_line(data.study)} Measured on {data.timing['machine']}, in batches of {data.timing['batch']}: "
         f"medians of {data.timing['repeats']} repeats, whiskers from the least to the greatest. A guided step "
-        f"evaluates the {kind} twice. {_growth(*found[KINDS[0][0]])}Beside sampling, milliseconds an image: {beside}.",
+        f"evaluates the {kind} twice, an unguided one of twice as many images once. "
+        f"{_growth(*found[KINDS[0][0]])}Beside sampling, milliseconds an image: {beside}.",
     )
     return fig
 
