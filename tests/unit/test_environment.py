@@ -82,7 +82,7 @@ def imported(*folders):
                 found |= {alias.name.partition(".")[0] for alias in node.names}
             elif isinstance(node, ast.ImportFrom) and not node.level:
                 found.add(node.module.partition(".")[0])
-    own = {"ldmscale", *(path.stem for path in (REPO / "tests").rglob("*.py"))}
+    own = {"ldmscale", *(path.stem for name in ("tests", "benchmarks") for path in (REPO / name).rglob("*.py"))}
     return found - set(sys.stdlib_module_names) - own
 
 
