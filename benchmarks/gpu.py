@@ -192,7 +192,8 @@ def main(options: argparse.Namespace) -> None:
     if not any(record["case"]["phase"] == "product" and "seconds" in record for record in records):
         sys.exit(f"{options.out}: not even a matrix product was measured: {records[:1]}")
     print("\n".join(tables(records)))
-    draw(records, options.out.with_suffix(".png"))
+    if any(record["case"]["phase"] == "sample" and "seconds" in record for record in records):
+        draw(records, options.out.with_suffix(".png"))
 
 
 if __name__ == "__main__":

@@ -64,6 +64,13 @@ def test_what_draws_nothing_stays_as_it_is():
     np.testing.assert_array_equal(found["kept"], given)
 
 
+@pytest.mark.parametrize("setting", [jax.default_prng_impl("rbg"), jax.threefry_partitionable(False)])
+def test_bits_of_another_generator_are_left_to_it(setting):
+    with setting:
+        ours = jax.jit(lambda: drawn_together(unet, 0))()
+        jax.tree.map(np.testing.assert_array_equal, ours, jax.jit(unet)(jax.random.key(0)))
+
+
 def test_the_compiled_program_has_the_generator_once():
     compiled = jax.jit(lambda: drawn_together(unet, 0)).lower().compile().as_text()
     assert 4 <= compiled.count(" shift-left(") < 20  # a loop over four rotations, in no tensor's own

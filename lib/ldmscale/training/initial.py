@@ -37,19 +37,18 @@ def drawn_together(init: Callable[[jax.Array], Any], seed: int) -> Any:
         return jnp.zeros(shape, jnp.uint32)
 
     _evaluate(jaxpr, closed.consts, given, note)
-    if not asked:
-        return init(key)
+    if not asked or not jax.config.jax_threefry_partitionable or jax.random.key_data(key).shape != (2,):
+        return init(key)  # whose bits are none, or drawn another way (jax_default_prng_impl)
     rows = [-(-size // WIDTH) for _, size in asked]
     with jax.ensure_compile_time_eval():
         keys = np.asarray(jax.random.key_data(jnp.stack([key for key, _ in asked])))
     keys = np.repeat(keys, rows, axis=0)
     counts = np.concatenate([np.arange(n, dtype=np.uint32) for n in rows]) * np.uint32(WIDTH)
     bits = _threefry(keys[:, :1], keys[:, 1:], counts[:, None])
-    ends = iter(np.cumsum(rows).tolist())
+    parts = iter(jnp.split(bits, np.cumsum(rows)[:-1]))
 
     def take(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-        size, end = math.prod(shape), next(ends)
-        return bits[end - -(-size // WIDTH) : end].reshape(-1)[:size].reshape(shape)
+        return next(parts).reshape(-1)[: math.prod(shape)].reshape(shape)
 
     return jax.tree.unflatten(jax.tree.structure(out), _evaluate(jaxpr, closed.consts, given, take))
 
@@ -59,10 +58,9 @@ def _evaluate(jaxpr: Jaxpr, consts: Sequence[Any], given: Sequence[Any], bits: B
     values = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*consts, *given), strict=True))
     for eqn in jaxpr.eqns:
         arguments = [v.val if isinstance(v, Literal) else values[v] for v in eqn.invars]
-        name = eqn.primitive.name
-        if name == "random_bits" and eqn.params["bit_width"] == 32:
+        if eqn.primitive.name == "random_bits" and eqn.params["bit_width"] == 32:
             found = [bits(arguments[0], eqn.params["shape"])]
-        elif name == "jit":
+        elif eqn.primitive.name == "jit":
             inner = eqn.params["jaxpr"]
             found = _evaluate(inner.jaxpr, inner.consts, arguments, bits)
         else:
