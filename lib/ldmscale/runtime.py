@@ -7,10 +7,13 @@ import os
 import sys
 import time
 import zlib
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from ldmscale.files import seal, sealed_size
 
@@ -143,3 +146,15 @@ def use_threads(count: int, devices: int = 1) -> None:
     """
     os.environ["NPROC"] = str(count)  # what XLA's CPU client sizes its thread pool by
     _set_flags(PARTS.format(count), *([DEVICES.format(devices)] if devices > 1 else ()))
+
+
+def in_threads(work: Callable[[Any], None], items: Sequence[Any]) -> None:
+    """Call ``work`` with each of ``items``, on as many threads as the process has: for NumPy's work of milliseconds and
+    more, which leaves Python's lock alone."""
+    threads = int(os.environ.get("NPROC") or len(os.sched_getaffinity(0)))
+    if threads == 1 or len(items) < 2:
+        for item in items:
+            work(item)
+    else:
+        with ThreadPoolExecutor(threads) as pool:
+            list(pool.map(work, items))

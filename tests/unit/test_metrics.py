@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from ldmscale.errors import UserError
+from ldmscale.metrics import bootstrap
 from ldmscale.metrics.bootstrap import fid_replicates, interval, mean_replicates, paired_difference, resample_counts
 from ldmscale.metrics.clip_score import clip_scores
 from ldmscale.metrics.frechet import Reference, frechet_distance, gaussian, half_root
@@ -174,8 +175,12 @@ def test_frechet_refuses():
 
 
 @pytest.mark.parametrize(("n", "m", "d"), [(100, 80, 8), (12, 50, 20), (20, 20, 13), (6, 40, 5)])
-def test_fid_replicates_are_the_distances_of_the_resamples(n, m, d):
-    """Both routes, K x K and Gram, against resampled features through np.cov."""
+@pytest.mark.parametrize(("threads", "block"), [(1, bootstrap.BLOCK), (2, 1), (3, 3 * 63 * 8)])
+def test_fid_replicates_are_the_distances_of_the_resamples(n, m, d, threads, block, monkeypatch):
+    """Both routes, K x K and Gram, all at once, one by one and a few at a time, against resampled features through
+    np.cov."""
+    monkeypatch.setenv("NPROC", str(threads))
+    monkeypatch.setattr(bootstrap, "BLOCK", block)
     x, reference = features(n, d, 0).astype(np.float32), features(m, d, 1, 0.3)
     got = fid_replicates(x, Reference(reference), replicates=8, seed=5)
     assert got.shape == (8,) and got.dtype == np.float64

@@ -54,9 +54,9 @@ class Encoders:
             self._decode = jit(lambda p, z: _to_pixels(net.apply({"params": p}, z, method="decode")))
         if clip is not None:
             towers = CLIP(clip)
-            prepare = to_unit if clip.pixels == "unit" else partial(preprocess, image_size=clip.image_size)
-            image = jit(lambda p, x: towers.apply({"params": p}, x, method="encode_image"))
-            self._image = lambda p, x: image(p, prepare(x))
+            unit = clip.pixels == "unit"  # else as published ones resize, on the host
+            image = jit(lambda p, x: towers.apply({"params": p}, to_unit(x) if unit else x, method="encode_image"))
+            self._image = image if unit else lambda p, x: image(p, preprocess(x, clip.image_size))
             self._embed = jit(lambda p, t: towers.apply({"params": p}, t, method="encode_text")[1])
         if text is not None:
             encoder = TextModel(text)

@@ -13,6 +13,9 @@ import numpy as np
 
 from ldmscale.errors import UserError
 from ldmscale.metrics.frechet import Reference, root_trace
+from ldmscale.runtime import in_threads
+
+BLOCK = 2**18  # values, 2 MB: what replicates that are worked through together may take
 
 
 @lru_cache(maxsize=2)  # every score of every cell asks for those of the same two splits
@@ -45,7 +48,8 @@ def fid_replicates(features: np.ndarray, reference: Reference, replicates: int, 
 
     The covariance of a resample is one weighted by its counts w. With the reference's H (H H^T its covariance) a
     replicate is the eigenvalues of H^T S_w H; with fewer drawn rows than these have, those of the equally valued Gram
-    matrix.
+    matrix. Those that draw about as many different rows are worked through together, a few megabytes at a time, on the
+    threads that the process has (:func:`ldmscale.runtime.in_threads`).
 
     Raises :class:`UserError` for features that have no Gaussian or another D (see :meth:`Reference.centred`).
     """
@@ -57,7 +61,12 @@ def fid_replicates(features: np.ndarray, reference: Reference, replicates: int, 
     variance = (counts @ np.einsum("nd,nd->n", y, y) - n * distance) / (n - 1)
     z = y @ reference.half
     gram = z @ z.T if _gram_is_smaller(n, z.shape[1]) else None
-    overlap = np.array([root_trace(_product(z, gram, w)) for w in counts])
+    overlap = np.empty(len(counts))
+
+    def fill(those: np.ndarray) -> None:
+        overlap[those] = root_trace(_products(z, gram, counts[those]))
+
+    in_threads(fill, _alike(counts, None if gram is not None else z.shape[1]))
     return distance + variance + np.trace(reference.sigma) - 2 * overlap
 
 
@@ -101,17 +110,31 @@ def _gram_is_smaller(n: int, d: int) -> bool:
     return (1 - np.exp(-1)) * n < d
 
 
-def _product(z: np.ndarray, gram: np.ndarray | None, w: np.ndarray) -> np.ndarray:
-    """H^T S_w H for rows z = y H [N,K] with counts w [N], or (gram = z z^T given) a matrix of the same eigenvalues."""
-    n = len(z)
-    drawn = np.flatnonzero(w)
-    w = w[drawn].astype(np.float64)
+def _alike(counts: np.ndarray, width: int | None) -> list[np.ndarray]:
+    """The rows of ``counts`` [R,N] by how many different prompts they draw, cut where BLOCK is full of as many rows of
+    ``width``, or (None) of their products with one another."""
+    drawn = np.count_nonzero(counts, axis=1)
+    most = int(drawn.max())
+    at_once = max(1, BLOCK // (most * (width or most)))
+    return np.split(np.argsort(drawn, kind="stable"), range(at_once, len(counts), at_once))
+
+
+def _products(z: np.ndarray, gram: np.ndarray | None, counts: np.ndarray) -> np.ndarray:
+    """H^T S_w H for rows z = y H [N,K] and each row w of counts [R,N], or (gram = z z^T given) matrices of the same
+    eigenvalues, and further zeros: [R,K,K], or [R,M,M] where at most M different rows are drawn."""
+    n, most = len(z), np.count_nonzero(counts, axis=1).max()
+    drawn = np.argsort(counts == 0, axis=1, kind="stable")[:, :most]  # and, where it is fewer, some of weight 0
+    w = np.take_along_axis(counts, drawn, 1).astype(np.float64)
+    scale = np.sqrt(w / (n - 1))[:, :, None]
     if gram is None:
         rows = z[drawn]
-        rows = (rows - w @ rows / n) * np.sqrt(w / (n - 1))[:, None]
-        return rows.T @ rows
-    inner = gram[np.ix_(drawn, drawn)]
-    to_mean = inner @ w / n  # products of each row with the weighted mean
-    inner = inner - to_mean[:, None] - to_mean[None, :] + w @ to_mean / n
-    scale = np.sqrt(w / (n - 1))
-    return inner * scale[:, None] * scale[None, :]
+        rows -= w[:, None] @ rows / n
+        rows *= scale
+        return rows.swapaxes(1, 2) @ rows
+    inner = gram[drawn[:, :, None], drawn[:, None, :]]
+    to_mean = inner @ w[:, :, None] / n  # products of each row with the weighted mean
+    inner += w[:, None] @ to_mean / n - to_mean
+    inner -= to_mean.swapaxes(1, 2)
+    inner *= scale
+    inner *= scale.swapaxes(1, 2)
+    return inner

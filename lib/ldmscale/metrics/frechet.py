@@ -76,20 +76,20 @@ def shared_root_trace(sigma: np.ndarray, half: np.ndarray) -> float:
 
     own = half_root(sigma)
     if own.shape == half.shape == sigma.shape:  # both are triangles
-        return root_trace(dsygst(sigma.T, half, itype=2, lower=1)[0])  # H^T sigma H, at a quarter of the work
+        return float(root_trace(dsygst(sigma.T, half, itype=2, lower=1)[0]))  # H^T sigma H, at a quarter of the work
     return product_root_trace(own.T @ half)
 
 
 def product_root_trace(product: np.ndarray) -> float:
     """The sum of the singular values of ``product`` [N,K] = H1^T H2: tr((sigma1 sigma2)^(1/2))."""
     n, k = product.shape
-    return root_trace(product.T @ product if k <= n else product @ product.T)
+    return float(root_trace(product.T @ product if k <= n else product @ product.T))
 
 
-def root_trace(sigma: np.ndarray) -> float:
-    """tr(sigma^(1/2)) of a symmetric positive semidefinite sigma, of which the lower triangle alone is read;
-    eigenvalues below 0 are rounding."""
-    return float(np.sqrt(np.maximum(np.linalg.eigvalsh(sigma), 0.0)).sum()) if len(sigma) else 0.0
+def root_trace(sigma: np.ndarray) -> np.ndarray:
+    """tr(sigma^(1/2)), float64 [...], of symmetric positive semidefinite matrices [...,D,D], of which the lower
+    triangles alone are read; eigenvalues below 0 are rounding."""
+    return np.sqrt(np.maximum(np.linalg.eigvalsh(sigma), 0.0)).sum(axis=-1)
 
 
 class Reference:
