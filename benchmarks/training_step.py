@@ -1,10 +1,10 @@
 """The U-Net's training step against diffusers' U-Net in PyTorch: same architecture, batch, float32, AdamW, threads.
 
-`python benchmarks/training_step.py [--quick] [--no-average]`. Ours is the step that `make study` compiles: noising, loss, clipping,
-AdamW, the average of the weights. Beside it diffusers' UNet2DConditionModel, eager in channels-last memory format, with
-noising, MSE, clipping, fused AdamW and diffusers' EMAModel: the study scores averaged weights, so a loop without it
-would not do the same (`--no-average` leaves it out there, not here). Three sizes of the embedded study, and the
-paper's 39M.
+`python benchmarks/training_step.py [--quick] [--no-average]`. Ours is the step that `make study` compiles: noising,
+loss, clipping, AdamW, the average of the weights. Beside it diffusers' UNet2DConditionModel, eager in channels-last
+memory format, with noising, MSE, clipping, fused AdamW and diffusers' EMAModel: the study scores averaged weights, so a
+loop without it would not do the same (`--no-average` leaves it out there, not here). Three sizes of the embedded study,
+and the paper's 39M.
 """
 
 import os
