@@ -4,8 +4,8 @@ that needs more than there is takes nothing with it.
 `python benchmarks/gpu_case.py CASE`, CASE the JSON of a :class:`Case`; the last line printed is JSON as well, of the
 seconds and FLOPs of a call, peak memory and what it ran on. Random weights, bfloat16, text states of 77 x 1024 as in
 the paper. Ours are the study's own programs; theirs is diffusers' U-Net through `torch.compile`, channels last, with
-bfloat16 weights, or where it trains float32 weights, autocast and fused AdamW. It keeps no average of the weights. On a
-CPU it is not compiled, which tries the code and measures nothing.
+bfloat16 weights, or where it trains float32 weights, autocast, fused AdamW and its EMAModel. On a CPU it is not
+compiled, which tries the code and measures nothing.
 """
 
 from __future__ import annotations
@@ -119,6 +119,7 @@ def theirs(case: Case) -> tuple[Callable[[], object], Callable[[object], object]
 
     guard_torchvision()
     from diffusers import DDIMScheduler, UNet2DConditionModel
+    from diffusers.training_utils import EMAModel
 
     cuda = torch.cuda.is_available()
     device, batch = torch.device("cuda" if cuda else "cpu"), case.batch
@@ -137,6 +138,7 @@ def theirs(case: Case) -> tuple[Callable[[], object], Callable[[object], object]
     if case.phase == "train":
         compiled = torch.compile(model.train()) if cuda else model.train()
         adamw = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.01, fused=True)
+        averaged = EMAModel(model.parameters(), 0.999, foreach=True)
         alphas = torch.tensor(Schedule().alphas_cumprod, dtype=torch.float32, device=device)
 
         def train():
@@ -148,6 +150,7 @@ def theirs(case: Case) -> tuple[Callable[[], object], Callable[[object], object]
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             adamw.step()
             adamw.zero_grad(set_to_none=True)
+            averaged.step(model.parameters())
 
         return train, wait
 

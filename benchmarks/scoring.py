@@ -1,7 +1,8 @@
-"""Frechet distance at 2048 dimensions against clean-fid's, and features a second of the Inception network.
+"""Frechet distance at 2048 dimensions against clean-fid's, of resamples too, and Inception's features a second.
 
 `python benchmarks/scoring.py [--quick]`. Both distances take the same means and covariances on one thread of BLAS, as
-the study's jobs run; on two threads of one core BLAS gains nothing. The networks have random weights and two threads.
+the study's jobs run; on two threads of one core BLAS gains nothing. Resamples, in the study's size, are worked through
+here on two threads. The networks have random weights and two threads.
 """
 
 import os
@@ -21,6 +22,7 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from measure import compared, header, in_turns  # noqa: E402
 
+from ldmscale.metrics.bootstrap import fid_replicates, resample_counts  # noqa: E402
 from ldmscale.metrics.frechet import Reference, frechet_distance, gaussian  # noqa: E402
 from ldmscale.metrics.torch_guard import guard_torchvision  # noqa: E402
 from ldmscale.models.inception import IMAGE_SIZE, InceptionV3  # noqa: E402
@@ -30,6 +32,7 @@ from cleanfid import inception_pytorch  # noqa: E402
 from cleanfid.fid import frechet_distance as cleanfids  # noqa: E402
 
 DIMENSIONS, BATCH = 2048, 8
+RESAMPLED, RESAMPLES = 64, 400  # dimensions, and how many
 CASES = {  # images drawn, of how many different ones (None: all), real images
     "5,000 images, 5,000 real": (5000, None, 5000),
     "200 images, 5,000 real": (200, None, 5000),
@@ -38,10 +41,10 @@ CASES = {  # images drawn, of how many different ones (None: all), real images
 }
 
 
-def features(n, seed, shift=0.0):
-    """Features float32 [n,2048] whose standard deviations fall thirtyfold, in directions that are the axes."""
+def features(n, seed, shift=0.0, d=DIMENSIONS):
+    """Features float32 [n,d] whose standard deviations fall thirtyfold, in directions that are the axes."""
     draw = np.random.default_rng(seed)
-    return (draw.standard_normal((n, DIMENSIONS)) * np.geomspace(1, 0.03, DIMENSIONS) + shift).astype(np.float32)
+    return (draw.standard_normal((n, d)) * np.geomspace(1, 0.03, d) + shift).astype(np.float32)
 
 
 def distances(rounds):
@@ -57,6 +60,26 @@ def distances(rounds):
         off = [abs(value / found["theirs"] - 1) for value in (found["ours"], cell)]
         notes = f"clean-fid's frechet_distance; differs by {max(off):.0e} of it"
         yield compared(f"Frechet distance, {name}", ours, theirs, notes)
+
+
+def resamples(rounds):
+    real = features(128, 1, 0.01, RESAMPLED)
+    reference, found = Reference(real), {}
+    for n in (55, 128):
+        mine = features(n, 0, d=RESAMPLED)
+
+        def ours(mine=mine):
+            found["ours"] = fid_replicates(mine, reference, RESAMPLES, 0)
+
+        def theirs(mine=mine, n=n):
+            each = (gaussian(np.repeat(mine, counts, axis=0)) for counts in resample_counts(n, RESAMPLES, 0))
+            found["theirs"] = np.array([cleanfids(*one, reference.mu, reference.sigma) for one in each])
+
+        ours()
+        times = in_turns(ours, theirs, rounds)
+        off = np.abs(found["ours"] / found["theirs"] - 1).max()
+        notes = f"clean-fid's frechet_distance of each; they differ by {off:.0e} at most; {THREADS} threads here"
+        yield compared(f"{RESAMPLES} resamples of {n} images, {RESAMPLED} dimensions", *times, notes)
 
 
 def inception(rounds):
@@ -90,7 +113,8 @@ def inception(rounds):
 def main(quick):
     warnings.simplefilter("ignore")  # of SciPy about clean-fid's singular products
     print(header())
-    for row in chain(distances(1 if quick else 3), inception(2 if quick else 7)):
+    few = 1 if quick else 3
+    for row in chain(distances(few), resamples(few), inception(2 if quick else 7)):
         print(row, flush=True)
 
 

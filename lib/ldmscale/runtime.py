@@ -1,4 +1,4 @@
-"""Process settings that have to stand before JAX is imported: compiler flags, compile cache."""
+"""Process settings that have to stand before JAX is imported: compiler flags, compile cache, threads."""
 
 from __future__ import annotations
 

@@ -76,14 +76,14 @@ def shared_root_trace(sigma: np.ndarray, half: np.ndarray) -> float:
 
     own = half_root(sigma)
     if own.shape == half.shape == sigma.shape:  # both are triangles
-        return float(root_trace(dsygst(sigma.T, half, itype=2, lower=1)[0]))  # H^T sigma H, at a quarter of the work
+        return root_trace(dsygst(sigma.T, half, itype=2, lower=1)[0])  # H^T sigma H, at a quarter of the work
     return product_root_trace(own.T @ half)
 
 
 def product_root_trace(product: np.ndarray) -> float:
     """The sum of the singular values of ``product`` [N,K] = H1^T H2: tr((sigma1 sigma2)^(1/2))."""
     n, k = product.shape
-    return float(root_trace(product.T @ product if k <= n else product @ product.T))
+    return root_trace(product.T @ product if k <= n else product @ product.T)
 
 
 def root_trace(sigma: np.ndarray) -> np.ndarray:
