@@ -1,6 +1,7 @@
 """The CPU's own ways through single layers against the plain ones, which other devices take and XLA differentiates.
 
-`python benchmarks/layers.py [--quick]`. One thread; each layer eight times in one program, with the shapes of the
+`python benchmarks/layers.py [--quick]`. One thread on one core: of more than eight operations that wait for nothing
+XLA hands some to another thread, whatever it was told. Each layer eight times in one program, with the shapes of the
 embedded study's 32 filters in batches of 16 and of the paper's 39M in batches of 4. Samples are programs without
 gradients, compiled as those are (`runtime.forward_options`).
 """
@@ -9,6 +10,7 @@ import os
 import sys
 
 os.environ["OMP_NUM_THREADS"] = "1"
+os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])
 
 from ldmscale.runtime import keep_memory, use_threads  # noqa: E402
 
@@ -50,6 +52,7 @@ LAYERS = (
      [(16, 32, 32, 24), (24,), (24,)], "XLA's sums"),
     ("layer norm of 256 pixels, 64 channels", norm(LayerNorm()), [(4, 256, 64), (64,), (64,)], "XLA's sums"),
     ("64 pixels, 256 to 2048 channels", product, [(64, 256), (256, 2048)], "matmul"),
+    ("patches of 2 x 2 pixels, 512 to 256 channels", product, [(16, 4608), (4608, 256)], "matmul"),
 )  # fmt: skip
 
 

@@ -232,7 +232,7 @@ def test_attention_keeps_the_type_and_does_not_overflow():
     assert all(jnp.isfinite(x.astype(jnp.float32)).all() for x in (out, *gradients))
 
 
-@pytest.mark.parametrize("rows,inputs,outputs", [(6, 5, 7), (64, 80, 80), (300, 24, 8), (1, 96, 200)])
+@pytest.mark.parametrize("rows,inputs,outputs", [(6, 5, 7), (64, 80, 80), (300, 24, 8), (1, 96, 200), (16, 300, 96)])
 def test_gradients_of_a_product(rows, inputs, outputs):
     kernel = normal(inputs, outputs, seed=1)
     for shape in ((rows,), (2, rows)):

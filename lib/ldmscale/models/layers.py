@@ -73,7 +73,7 @@ def _product_forward(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, tuple[
 def _product_backward(factors: tuple[jax.Array, jax.Array], g: jax.Array) -> tuple[jax.Array, jax.Array]:
     x, kernel = factors
     rows, (inputs, outputs) = len(x), kernel.shape
-    few = rows <= 64 and outputs >= inputs >= 80
+    few = rows <= 64 and inputs >= 80 and outputs >= 96
     narrow = rows >= 256 and inputs >= 2 * outputs
     return (
         _as_written(kernel @ _as_written(g.T)).T if few else g @ kernel.T,

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-LARGE = 2**17  # elements from which an array stays by itself: to copy it into a vector and back takes longer than that
+LARGE = 2**16  # elements from which an array stays by itself: to copy it into a vector and back takes longer than that
 
 
 class Packed(NamedTuple):
