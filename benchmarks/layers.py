@@ -1,7 +1,7 @@
 """The CPU's own ways through single layers against the plain ones, which other devices take and XLA differentiates.
 
-`python benchmarks/layers.py [--quick]`. One thread on one core: of more than eight operations that wait for nothing
-XLA hands some to another thread, whatever it was told. Each layer eight times in one program, with the shapes of the
+`python benchmarks/layers.py [--quick]`. One thread on one core: of many operations that wait for nothing XLA hands
+some to another thread, whatever it was told. Each layer eight times in one program, with the shapes of the
 embedded study's 32 filters in batches of 16 and of the paper's 39M in batches of 4. Samples are programs without
 gradients, compiled as those are (`runtime.forward_options`).
 """
